@@ -9,9 +9,16 @@ const root = import.meta.dirname ?? new URL('.', import.meta.url).pathname
 rmSync(join(root, 'dist'), { recursive: true, force: true })
 await build({
   absWorkingDir: root,
-  entryPoints: ['index', 'indexeddb/index', 'memory/index', 'sqlite/index', 'react/index', 'tanstack-db/index', 'devtools/index'].map(
-    (name) => `src/${name}.ts`,
-  ),
+  entryPoints: [
+    'index',
+    'sync/index',
+    'indexeddb/index',
+    'memory/index',
+    'sqlite/index',
+    'react/index',
+    'tanstack-db/index',
+    'devtools/index',
+  ].map((name) => `src/${name}.ts`),
   outdir: 'dist',
   outbase: 'src',
   bundle: true,

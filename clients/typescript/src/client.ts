@@ -1,10 +1,8 @@
 import { clock as systemClock, type Clock } from './clock.js'
 import { backoff } from './effects/backoff.js'
-import { deviceHeaders, Http } from './effects/http.js'
 import type { LiveMode } from './effects/live.js'
-import { Runner } from './effects/runner.js'
 import { Signal } from './emitter.js'
-import { isObject, text, type JsonObject } from './json.js'
+import type { JsonObject } from './json.js'
 import type { Notice } from './machine/effect.js'
 import type { RowId } from './machine/event.js'
 import type { StoredResult } from './machine/state.js'
@@ -13,8 +11,9 @@ import type { ItemOp } from './outbox/item.js'
 import { Writes, type Write } from './outbox/writes.js'
 import { PresenceStore } from './presence.js'
 import { Session } from './session/session.js'
-import { codeOf, INITIAL_STATUS, statusOf, type Status } from './status.js'
+import { INITIAL_STATUS, statusOf, type ClientError, type Status } from './status.js'
 import type { Store } from './store/store.js'
+import type { Sync } from './sync/index.js'
 import { createQuery, type Query, type QueryOptions } from './tables/query.js'
 import { createTable, type ConflictRow, type MessageTable, type User } from './tables/table.js'
 import { NO_CHANNEL, openChannel, type Channel, type Message as TabMessage } from './tabs/channel.js'
@@ -26,14 +25,15 @@ import type {
   ClientEvents,
   ClientOptions,
   Conflict,
-  Login,
   Outcome,
   OutboxEntry,
   Tables,
 } from './types.js'
 
-/** How long a login waits for the server to add the device. */
-const ENROLL_MS = 60_000
+const CLOSED: Outcome = { ok: false, code: 'LOCAL_CLOSED', message: 'the client is closed' }
+
+/** How long the part that syncs may take to arrive. */
+const LOAD_MS = 30_000
 
 /** How long `sync` waits; a snapshot may take longer. */
 const SYNC_MS = 60_000
@@ -57,15 +57,18 @@ export function createClient<const T extends Tables = Record<never, never>>(opti
 class Core {
   readonly #options: ClientOptions<Tables>
   readonly #clock: Clock
-  readonly #http: Http
   readonly #store: Store
   readonly #session: Session
-  readonly #runner: Runner
   readonly #writes: Writes
   readonly #leader: Leader
   /** Opened with the storage: a client without one must not keep a server running. */
   #channel: Channel = NO_CHANNEL
   readonly #presence: PresenceStore
+  /** The part that talks to the server, loaded once the storage is open. */
+  #sync: Sync | null = null
+  #loading: Promise<Sync | null> | null = null
+  #loadError: ClientError | null = null
+  #endLoading = () => {}
   readonly #statusSignal: Signal
   /** Of every step, also those that the status does not show. */
   readonly #stepSignal: Signal
@@ -90,15 +93,14 @@ class Core {
     const { environment = {}, store, live = 'auto' } = options
     this.#options = options
     this.#clock = environment.clock ?? systemClock
-    this.#http = new Http(options.url, this.#clock, environment.fetch)
     this.#store = store
     this.#mode = live
     this.#storage = store.kind === 'memory' ? 'memory' : store.kind === 'sqlite' ? 'persistent' : 'evictable'
     this.#statusSignal = new Signal(this.#report)
     this.#stepSignal = new Signal(this.#report)
     this.#presence = new PresenceStore(this.#report)
-    this.#session = new Session(store, this.#clock, {
-      run: (effect) => this.#runner.run(effect),
+    this.#session = new Session(store, {
+      run: (effect) => this.#sync?.runner.run(effect),
       notify: (notice) => this.#notify(notice),
       stored: ({ rows, hasResults }) => {
         this.#channel.post({ type: 'changed', rows })
@@ -112,18 +114,6 @@ class Core {
       settled: (results) => this.#writes.settle(results),
     })
     this.#writes = new Writes((writes) => this.#session.write(writes))
-    const isBrowser = typeof document !== 'undefined'
-    this.#runner = new Runner(this.#session, {
-      http: this.#http,
-      clock: this.#clock,
-      live,
-      presence: options.presence ?? false,
-      WebSocket: environment.WebSocket ?? globalThis.WebSocket,
-      credentials: options.credentials,
-      device:
-        options.device ??
-        (isBrowser ? { name: 'Browser', type: 'browser' } : { name: 'Posduif client', type: 'desktop' }),
-    })
     this.#leader = new Leader({
       name: store.sharedName,
       locks: environment.locks ?? globalThis.navigator?.locks,
@@ -133,7 +123,7 @@ class Core {
       beat: () => this.#beat(),
       onLead: () => void this.#lead(),
       onLose: () => {
-        this.#runner.stop()
+        this.#sync?.runner.stop()
         void this.#session.resign()
       },
     })
@@ -166,14 +156,66 @@ class Core {
       void this.#session.reload(null)
     }
     this.#leader.start()
+    // Also without the lead: the tab may need it when it has no network.
+    void this.#load()
     await this.#readOpen()
     if (this.#store.kind === 'indexeddb') await this.#persist()
   }
 
+  /** Loads the part that syncs; null: it could not be loaded, or the client was closed. */
+  #load(): Promise<Sync | null> {
+    this.#loading ??= this.#loadSync()
+    return this.#loading
+  }
+
+  async #loadSync(): Promise<Sync | null> {
+    const load = this.#options.sync ?? (() => import('./sync/index.js'))
+    let cancel = () => {}
+    const ended = new Promise<never>((_, reject) => {
+      this.#endLoading = () => reject(new Error(`no answer within ${LOAD_MS / 1000} s`))
+      cancel = this.#clock.schedule(this.#endLoading, LOAD_MS)
+    })
+    try {
+      const { Sync } = await Promise.race([Promise.resolve().then(load), ended])
+      if (this.#isClosed) return null
+      this.#sync = new Sync({
+        session: this.#session,
+        clock: this.#clock,
+        options: this.#options,
+        live: this.#mode,
+        until: (holds, ms) => this.#until(holds, ms),
+        present: (users, isComplete) => {
+          this.#presence.apply(users, isComplete)
+          this.#beat()
+        },
+      })
+      if (this.#loadError && !this.#isOutdated) {
+        this.#cancelRecovery()
+        this.#leader.start()
+      }
+      this.#loadError = null
+      return this.#sync
+    } catch (error) {
+      this.#loading = null
+      const reason = error instanceof Error ? error.message : String(error)
+      const message = 'the part of the client that syncs could not be loaded, changes are kept; if this stays, reload the page'
+      this.#loadError = { at: 'down', code: 'LOCAL_LOAD_FAILED', message: `${message}: ${reason}`, retryAt: null }
+      return null
+    } finally {
+      cancel()
+    }
+  }
+
   async #lead(): Promise<void> {
     this.#leaderStatus = null
-    const isLive = this.#mode !== 'off' && this.#mode !== 'poll'
-    const error = await this.#session.lead(isLive, this.#options.credentials !== undefined)
+    const sync = await this.#load()
+    if (!this.#leader.leads) return
+    if (!sync) {
+      // Another tab may have it, as one that was opened before a deployment.
+      this.#leader.stop()
+      return this.#recover()
+    }
+    const error = await sync.lead()
     if (!this.#leader.leads) return
     if (error) return this.#recover()
     this.#failures = 0
@@ -182,19 +224,23 @@ class Core {
     this.#beat()
   }
 
-  /** The storage failed: begin again from what it has, after a delay. */
+  /** The storage failed, or what leads could not be loaded: begin again from what is stored, after a delay. */
   #recover(): void {
-    this.#runner.stop()
+    this.#sync?.runner.stop()
     this.#cancelRecovery()
     if (this.#isClosed || this.#isOutdated) return
     this.#failures += 1
-    this.#cancelRecovery = this.#clock.schedule(
-      () => {
-        if (this.#leader.leads) void this.#lead()
-        else void this.#begin()
-      },
-      backoff(this.#failures, null, this.#clock.random()),
-    )
+    const ms = backoff(this.#failures, null, this.#clock.random())
+    this.#cancelRecovery = this.#clock.schedule(() => this.#beginAgain(), ms)
+    if (!this.#loadError) return
+    this.#loadError = { ...this.#loadError, retryAt: this.#clock.now() + ms }
+    this.#refreshStatus()
+  }
+
+  #beginAgain(): void {
+    this.#cancelRecovery()
+    if (this.#leader.leads) void this.#lead()
+    else void this.#begin()
   }
 
   #lost(reason: 'outdated' | 'closed'): void {
@@ -205,7 +251,7 @@ class Core {
   }
 
   #deposed(): void {
-    this.#runner.stop()
+    this.#sync?.runner.stop()
     this.#leader.stop()
     // Where no lock decides, two clients would depose each other without end.
     if (this.#store.sharedName !== null) this.#leader.start()
@@ -225,6 +271,7 @@ class Core {
     if (this.#isOutdated) return
     if (this.#leader.leads) void this.#session.dispatch({ type: 'sync', by: 'hint' })
     else this.#channel.post({ type: 'sync', by: 'hint' })
+    if (this.#loadError) this.#beginAgain()
   }
 
   // ------------------------------------------------------------------------------------------------------ other tabs
@@ -286,7 +333,7 @@ class Core {
       case 'writeRefused':
         return this.#writes.refuse(notice.key, notice.code, notice.message)
       case 'presence':
-        return this.#applyPresence(notice.data)
+        return this.#sync?.presence(notice.data)
       case 'conflict':
         this.#channel.post({ type: 'notice', name: 'conflict', key: notice.result.item.key, data: {} })
         return this.#emitResult(notice.result)
@@ -301,38 +348,21 @@ class Core {
     }
   }
 
-  #applyPresence(data: JsonObject): void {
-    if (data['truncated'] !== true) {
-      this.#presence.apply(data['users'], data['snapshot'] === true)
-      return this.#beat()
-    }
-    // All clients receive this event at once.
-    this.#clock.schedule(() => void this.#readPresence(), 5000 * this.#clock.random())
-  }
-
-  async #readPresence(): Promise<void> {
-    const { deviceId, token } = this.#session.state.device
-    if (deviceId === null || token === null) return
-    const headers = deviceHeaders({ deviceId, token })
-    const answer = await this.#http.send({ method: 'GET', path: '/api/presence', headers })
-    if (answer.ok && isObject(answer.body)) this.#presence.apply(answer.body['presence'], true)
-    this.#beat()
-  }
-
   // ---------------------------------------------------------------------------------------------------------- status
 
   #refreshStatus(): void {
     if (this.#isClosed) return
-    this.#runner.poll()
+    this.#sync?.runner.poll()
     this.#stepSignal.notify()
     const { state, storeError } = this.#session
     const own = statusOf({
       state,
       storeError,
+      loadError: this.#loadError,
       storage: this.#storage,
-      transport: this.#runner.transport,
+      transport: this.#sync?.runner.transport ?? null,
       mode: this.#mode,
-      retryAt: this.#runner.retryAt,
+      retryAt: this.#sync?.runner.retryAt,
       open: [...this.#open.values()],
     })
     // A follower shows what its leader does, and what its own storage has.
@@ -407,18 +437,10 @@ class Core {
         }
         return () => void handlers.delete(entry)
       },
-      login: (login) => this.#login(login),
-      enroll: (url) =>
-        this.#enroll({
-          by: 'code',
-          token:
-            url
-              .split('/api/enrollment/')
-              .at(-1)
-              ?.replace(/[?#/].*$/s, '') ?? '',
-        }),
+      login: (login) => this.#withSync((sync) => sync.login(login)),
+      enroll: (url) => this.#withSync((sync) => sync.enroll(url)),
       firstSync,
-      sync: () => this.#sync(),
+      sync: () => this.#syncNow(),
       wipe: ({ keepOutbox = false } = {}) => this.#wipe(keepOutbox),
       close: () => this.#close(),
     }
@@ -453,65 +475,36 @@ class Core {
     return write
   }
 
-  async #login({ username, email, password, code, tenant }: Login): Promise<Outcome> {
-    const answer = await this.#http.send({
-      method: 'POST',
-      path: '/api/auth/login',
-      body: { username, email, password, code, tenant },
-    })
-    if (!answer.ok) {
-      const { failure } = answer
-      const seconds = failure.kind === 'later' ? failure.retryAfter : null
-      return {
-        ok: false,
-        code: codeOf(failure),
-        message: failure.message,
-        retryAt: seconds === null ? null : this.#clock.now() + seconds,
-      }
-    }
-    const token = isObject(answer.body) ? text(answer.body['token']) : null
-    if (token === null) return { ok: false, code: 'LOCAL_NO_ANSWER', message: 'the response is not a login' }
-    const outcome = await this.#enroll({ by: 'user', token })
-    // The device has a token of its own; the session was needed to add it.
-    void this.#http.send({ method: 'POST', path: '/api/auth/logout', headers: { authorization: `Bearer ${token}` } })
-    return outcome
+  async #withSync(run: (sync: Sync) => Promise<Outcome>): Promise<Outcome> {
+    const sync = await this.#load()
+    return sync ? run(sync) : this.#unloaded()
   }
 
-  async #enroll(enrollment: { by: 'code' | 'user'; token: string }): Promise<Outcome> {
-    if (enrollment.token === '')
-      return { ok: false, code: 'LOCAL_INVALID', message: 'the address of an enrollment ends with its token' }
-    const before = this.#session.state.device.token
-    const error = await this.#session.dispatch({ type: 'enroll', enrollment, freshId: this.#clock.uuid() })
-    if (error) return failed(error)
-    await this.#until(() => this.#session.state.device.enrollment === null, ENROLL_MS)
-    const { device, auth } = this.#session.state
-    if (device.enrollment === null && device.token !== null && device.token !== before) return { ok: true }
-    if (device.refusal) return { ok: false, ...device.refusal }
-    const message = auth.error?.message ?? 'the server has not answered yet; the client repeats the request'
-    return { ok: false, code: 'LOCAL_NO_ANSWER', message }
+  #unloaded(): Outcome {
+    if (this.#isClosed || !this.#loadError) return CLOSED
+    const { code, message, retryAt } = this.#loadError
+    return { ok: false, code, message, retryAt }
   }
 
-  async #sync(): Promise<Outcome> {
-    if (this.#isClosed) return { ok: false, code: 'LOCAL_CLOSED', message: 'the client is closed' }
+  async #syncNow(): Promise<Outcome> {
+    if (this.#isClosed) return CLOSED
+    // Without the part that syncs, another tab may have it.
+    if (this.#loadError && !this.#leaderStatus && !(await this.#load())) return this.#unloaded()
     if (!this.#leader.leads) {
       this.#channel.post({ type: 'sync', by: 'user' })
-      // The leader's status shows the rest.
-      const isDone = await this.#until(() => this.#status.upToDate && this.#status.outbox.waiting === 0, SYNC_MS)
-      return isDone ? { ok: true } : failedStatus(this.#status)
+      // The leader's status shows the rest, unless this client is about to lead.
+      const isDone = () => this.#status.upToDate && this.#status.outbox.waiting === 0
+      await this.#until(() => this.#leader.leads || isDone(), SYNC_MS)
+      if (!this.#leader.leads) return isDone() ? { ok: true } : failedStatus(this.#status)
     }
-    const error = await this.#session.dispatch({ type: 'sync', by: 'user' })
-    if (error) return failed(error)
-    const isIdle = await this.#until(() => {
-      const { busy, up, down, auth, outbox } = this.#session.state
-      const isRunning = (lane: { wanted: boolean; pause: string }) => lane.wanted && lane.pause === 'none'
-      const { token, enrollment, decided } = this.#session.state.device
-      if (busy) return false
-      if (token === null) return !(isRunning(auth) && (enrollment || this.#options.credentials))
-      return !(isRunning(up) && outbox.length + decided.length > 0) && !isRunning(down)
-    }, SYNC_MS)
-    const { error: problem, state } = this.#status
-    const isFailed = !isIdle || state === 'unenrolled' || (problem && problem.at !== 'live')
-    return isFailed ? failedStatus(this.#status) : { ok: true }
+    return this.#withSync(async (sync) => {
+      const error = await this.#session.dispatch({ type: 'sync', by: 'user' })
+      if (error) return failed(error)
+      const isIdle = await this.#until(() => sync.isIdle(this.#session.state), SYNC_MS)
+      const { error: problem, state } = this.#status
+      const isFailed = !isIdle || state === 'unenrolled' || (problem && problem.at !== 'live')
+      return isFailed ? failedStatus(this.#status) : { ok: true }
+    })
   }
 
   async #list(): Promise<OutboxEntry[]> {
@@ -564,8 +557,9 @@ class Core {
     this.#isClosed = true
     this.#stopPage()
     this.#cancelRecovery()
+    this.#endLoading()
     this.#leader.stop()
-    this.#runner.stop()
+    this.#sync?.runner.stop()
     this.#channel.close()
     this.#writes.close()
     this.#session.close()

@@ -58,9 +58,11 @@ export type StatusInputs = {
   readonly state: State
   readonly storage: Status['storage']
   readonly storeError: StoreError | null
+  /** The part that syncs could not be loaded. */
+  readonly loadError: ClientError | null
   readonly transport: Transport | null
   readonly mode: LiveMode
-  readonly retryAt: ReadonlyMap<string, number>
+  readonly retryAt: ReadonlyMap<string, number> | undefined
   readonly open: readonly StoredResult[]
 }
 
@@ -104,13 +106,14 @@ function liveOf({ state: { live, device }, transport, mode }: StatusInputs): Sta
 }
 
 /** The first thing that the user or the app can do something about. */
-function errorOf({ state, storeError, retryAt }: StatusInputs): ClientError | null {
+function errorOf({ state, storeError, loadError, retryAt }: StatusInputs): ClientError | null {
   if (storeError) return { at: 'store', code: storeError.code, message: storeError.message, retryAt: null }
+  if (loadError) return loadError
   const { refusal } = state.device
   if (refusal) return { at: 'auth', ...refusal, retryAt: null }
   for (const at of ['auth', 'down', 'up', 'live'] as const) {
     const { error } = state[at]
-    if (error) return { at, code: codeOf(error), message: error.message, retryAt: retryAt.get(at) ?? null }
+    if (error) return { at, code: codeOf(error), message: error.message, retryAt: retryAt?.get(at) ?? null }
   }
   return null
 }

@@ -8,6 +8,7 @@ import type { Write } from './outbox/writes.js'
 import type { Presence } from './presence.js'
 import type { Status } from './status.js'
 import type { Store } from './store/store.js'
+import type { Sync } from './sync/index.js'
 import type { ConflictRow, MessageTable, ReadableTable, Table, TableDefinition, User } from './tables/table.js'
 
 // The type of a row is in its definition only; `any` lets definitions of all rows be listed.
@@ -26,6 +27,8 @@ export type ClientOptions<T extends Tables> = {
   readonly presence?: boolean
   /** How the user sees this device in the list of devices. */
   readonly device?: { readonly name: string; readonly type: 'browser' | 'desktop' | 'mobile' }
+  /** Loads the part that syncs; default: a dynamic import. See `@posduif/client/sync`. */
+  readonly sync?: () => Promise<{ readonly Sync: typeof Sync }>
   /** Receives exceptions of listeners; default `console.error`. */
   readonly onError?: (error: unknown) => void
   /** For tests and platforms without these globals. */

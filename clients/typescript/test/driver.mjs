@@ -17,6 +17,8 @@ const QUIET_TURNS = 25
 const root = import.meta.dirname ?? new URL('.', import.meta.url).pathname
 const dist = pathToFileURL(`${process.env.POSDUIF_CLIENT ?? join(root, '../dist')}/`)
 const { createClient, table } = await import(new URL('index.js', dist).href)
+// Otherwise it is loaded while a command waits for what is due.
+const part = await import(new URL('sync/index.js', dist).href)
 const { sqlite } = await import(new URL('sqlite/index.js', dist).href)
 
 /** Time passes by `advance` only. */
@@ -101,7 +103,7 @@ function start(live) {
     close: () => database.close(),
   })
   const tables = { tasks: table(), marks: table() }
-  client = createClient({ url: given.url, store, tables, live, environment: { fetch: countedFetch, clock } })
+  client = createClient({ url: given.url, store, tables, live, sync: async () => part, environment: { fetch: countedFetch, clock } })
 }
 
 async function restart(live) {

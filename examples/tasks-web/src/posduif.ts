@@ -1,5 +1,6 @@
 import { createClient, table } from '@posduif/client'
 import { indexeddb } from '@posduif/client/indexeddb'
+import * as part from '@posduif/client/sync'
 
 /** The columns of the tables of `posduif dev` that this app uses. */
 export type List = { readonly id: string; readonly name: string }
@@ -21,6 +22,8 @@ const tools = import.meta.env.DEV ? (await import('@posduif/client/devtools')).d
 export const posduif = createClient({
   url: location.origin,
   store: indexeddb('tasks-web'),
+  // With the rest, not later: the service worker keeps the files that the page names.
+  sync: async () => part,
   tables: { lists: table<List>(), list_members: table<Member>(), tasks: table<Task>() },
   device: { name: 'Tasks on the web', type: 'browser' },
   ...(tools && { environment: tools.environment }),

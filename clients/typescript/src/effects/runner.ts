@@ -4,6 +4,7 @@ import type { Effect } from '../machine/effect.js'
 import type { Failure } from '../machine/state.js'
 import { wireItem } from '../outbox/item.js'
 import type { Session } from '../session/session.js'
+import { storeBatch, storeResults } from '../sync/steps.js'
 import { readBatch, readEnrolled, readResults } from './answers.js'
 import { backoff } from './backoff.js'
 import { requestToken, type CredentialsCallback } from './credentials.js'
@@ -23,8 +24,8 @@ export type RunnerOptions = {
 /** Used until the server's settings are known. */
 const POLL_MS = 300_000
 
-/** More rows make fewer requests of a snapshot; the server names its own limit. */
-const BATCH_ROWS = 1000
+/** More rows make fewer requests of a snapshot, and longer turns of the page; the server names its own limit. */
+const BATCH_ROWS = 500
 
 /** A transport that has failed this often without an event is exchanged for the other one. */
 const TRANSPORT_FAILURES_MAX = 2
@@ -107,7 +108,7 @@ export class Runner {
     const batch = answer.ok ? readBatch(answer.body) : null
     if (batch) {
       void this.#readSettings()
-      await this.#session.batch(ticket, cursor, batch)
+      await storeBatch(this.#session, ticket, cursor, batch, this.#options.clock.now())
     } else this.#fail(ticket, answer, 'a batch')
   }
 
@@ -115,7 +116,7 @@ export class Runner {
     const body = { items: items.map(wireItem), acked_seq: ackedSeq, pending_count: pending }
     const answer = await this.#send({ method: 'POST', path: '/api/sync/outgoing', body })
     const results = answer.ok ? readResults(answer.body) : null
-    if (results) await this.#session.results(ticket, results)
+    if (results) await storeResults(this.#session, ticket, results)
     else this.#fail(ticket, answer, 'the result of an upload')
   }
 

@@ -40,6 +40,11 @@ export class Draft {
     this.lane('live', patch)
   }
 
+  closeLive(): void {
+    if (this.state.live.status !== 'closed') this.does({ type: 'closeLive' })
+    this.live({ status: 'closed' })
+  }
+
   /** Replaces items of the outbox; null removes one. */
   items(replace: (item: Item) => Item | null): void {
     let hasChanged = false

@@ -13,7 +13,7 @@ export function beginEnrollment(draft: Draft, { enrollment, freshId }: Event & {
 export function storeEnrollment(draft: Draft, event: Event & { type: 'enrolled' }): void {
   const { device, outbox } = draft.state
   const { userId, deviceId, token } = event
-  closeLive(draft)
+  draft.closeLive()
   const enrolled = { deviceId, token, userId, enrollment: null, refusal: null }
   if (device.userId === null || device.userId === userId) {
     draft.device(enrolled)
@@ -53,7 +53,7 @@ export function refuseEnrollment(
   if (code === 'CONFLICT' && !isRepeat) {
     // The id belongs to another user there. With another one the device can be enrolled.
     draft.device({ deviceId: freshId, token: null })
-    closeLive(draft)
+    draft.closeLive()
     draft.lane('auth', { error: failure, wanted: true })
     return
   }
@@ -77,7 +77,7 @@ export function endToken(draft: Draft, code: string, message: string): void {
   const isRevoked = code === REVOKED
   draft.abandon()
   draft.device({ token: null, ...(isRevoked && { refusal: { code, message } }) })
-  closeLive(draft)
+  draft.closeLive()
   draft.lane('up', { wanted: false })
   draft.lane('down', { wanted: false })
   if (draft.state.hasCredentials) {
@@ -86,9 +86,4 @@ export function endToken(draft: Draft, code: string, message: string): void {
   if (isRevoked || !draft.state.hasCredentials) {
     draft.notify({ name: 'signedOut', code, message })
   }
-}
-
-export function closeLive(draft: Draft): void {
-  if (draft.state.live.status !== 'closed') draft.does({ type: 'closeLive' })
-  draft.live({ status: 'closed' })
 }

@@ -1,6 +1,6 @@
 import { count, text } from '../json.js'
 import type { Draft } from './draft.js'
-import { closeLive, endToken, REVOKED } from './enrollment.js'
+import { endToken, REVOKED } from './enrollment.js'
 import type { Event } from './event.js'
 import type { Failure } from './state.js'
 
@@ -43,5 +43,5 @@ export function handleLiveFailure(draft: Draft, failure: Failure): void {
 
 export function wantLive(draft: Draft, wanted: boolean): void {
   draft.live({ wanted })
-  if (!wanted) closeLive(draft)
+  if (!wanted) draft.closeLive()
 }

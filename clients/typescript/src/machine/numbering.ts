@@ -1,4 +1,3 @@
-import type { Item } from '../outbox/item.js'
 import type { Draft } from './draft.js'
 
 /**
@@ -16,19 +15,4 @@ export function renumber(draft: Draft, expected: number): void {
     baseSeq: item.baseSeq === null || item.baseSeq < first.seq ? null : item.baseSeq + by,
   }))
   draft.device({ ackedSeq: expected - 1, cursor: null, inSnapshot: false })
-}
-
-/** Takes an item out of the outbox whose number was not used up. Those based on it get its base. */
-export function withdraw(draft: Draft, gone: Item): void {
-  draft.items((item) => {
-    if (item.seq <= gone.seq) return item === gone ? null : item
-    const isBased = item.baseSeq === gone.seq
-    const baseSeq = isBased ? gone.baseSeq : item.baseSeq
-    return {
-      ...item,
-      seq: item.seq - 1,
-      baseSeq: baseSeq !== null && baseSeq > gone.seq ? baseSeq - 1 : baseSeq,
-      baseVersion: isBased ? gone.baseVersion : item.baseVersion,
-    }
-  })
 }

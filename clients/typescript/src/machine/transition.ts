@@ -1,47 +1,33 @@
 import { storeBatch } from './batch.js'
 import { Draft } from './draft.js'
 import type { Step } from './effect.js'
-import { beginEnrollment, closeLive, endToken, refuseEnrollment, REVOKED, storeEnrollment } from './enrollment.js'
+import { beginEnrollment, endToken, refuseEnrollment, REVOKED, storeEnrollment } from './enrollment.js'
 import type { Event } from './event.js'
+import { handleLocal, hasUploads, isLocal, withdraw } from './local.js'
 import { handleLiveEvent, handleLiveFailure, wantLive } from './live.js'
-import { renumber, withdraw } from './numbering.js'
+import { renumber } from './numbering.js'
 import { proceed } from './requests.js'
 import { inFlight, refuse, storeResults } from './results.js'
 import { UPLOAD_ITEMS_MAX, type Failure, type State } from './state.js'
-import { append } from './write.js'
 
 /** The whole client as a function: no clock, no network, no storage, no random values. `SPEC.md` has its rules. */
 export function transition(state: State, event: Event): Step {
   const draft = new Draft(state, 'stored' in event ? event.stored : undefined)
   // The answer to a request that was abandoned.
   if ('ticket' in event && (event.ticket !== state.ticket || !state.busy)) return draft.step()
-  handle(draft, event)
+  if (isLocal(event)) handleLocal(draft, event)
+  else handle(draft, event)
   proceed(draft)
   return draft.step()
 }
 
-function handle(draft: Draft, event: Event): void {
-  const { busy, outbox, device } = draft.state
+function handle(draft: Draft, event: Exclude<Event, Parameters<typeof handleLocal>[1]>): void {
+  const { busy, device } = draft.state
   switch (event.type) {
-    case 'loaded':
-      return load(draft, event)
     case 'leads':
       return lead(draft, event)
     case 'sync':
       return want(draft, event.by)
-    case 'write':
-      return append(draft, event.writes)
-    case 'discard': {
-      const { result } = event
-      if (result) draft.results.set(event.key, null)
-      if (result?.isOpen && result.conflictId !== null) {
-        draft.device({ decided: [...device.decided, result.conflictId] })
-        draft.lane('up', { wanted: true })
-      }
-      const item = outbox.find(({ key }) => key === event.key)
-      if (item?.sent === 'no') withdraw(draft, item)
-      return
-    }
     case 'enroll':
       return beginEnrollment(draft, event)
     case 'enrolled':
@@ -116,25 +102,9 @@ function handle(draft: Draft, event: Event): void {
   }
 }
 
-/** The storage is the truth: a request that is based on other contents is abandoned. */
-function load(draft: Draft, { device, outbox }: Event & { type: 'loaded' }): void {
-  const before = draft.state.device
-  const isOther = device.token !== before.token || device.cursor !== before.cursor || device.userId !== before.userId
-  draft.set({ device, outbox })
-  if (isOther) {
-    draft.abandon()
-    closeLive(draft)
-    draft.want('down')
-  }
-  if (hasUploads(draft)) draft.lane('up', { wanted: true })
-  if (device.enrollment && device.enrollment.token !== before.enrollment?.token) {
-    draft.want('auth')
-  }
-}
-
 function lead(draft: Draft, { leads, live, hasCredentials }: Event & { type: 'leads' }): void {
   draft.abandon()
-  closeLive(draft)
+  draft.closeLive()
   draft.set({ leads, hasCredentials })
   draft.live({ wanted: live, failures: 0 })
   for (const lane of ['up', 'down', 'auth'] as const) draft.want(lane, leads)
@@ -174,10 +144,6 @@ function reached(draft: Draft): void {
   }
   const { live } = draft.state
   if (live.status === 'waiting' && !live.isServerDelay && live.error?.kind === 'lost') draft.live({ status: 'closed' })
-}
-
-function hasUploads({ state: { outbox, device } }: Draft): boolean {
-  return outbox.length + device.decided.length > 0
 }
 
 /** The first of the decided conflicts is closed, here or elsewhere. */

@@ -1,18 +1,12 @@
-import type { Clock } from '../clock.js'
-import { endsConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
 import type { Effect, Notice, RowChange, Step } from '../machine/effect.js'
-import type { Batch, Event, RowId } from '../machine/event.js'
-import { rowsInFlight } from '../machine/results.js'
-import { INITIAL, rowName, type State, type StoredResult, type StoredRow } from '../machine/state.js'
-import { transition } from '../machine/transition.js'
+import type { Event, RowId } from '../machine/event.js'
+import { localTransition } from '../machine/local.js'
+import { INITIAL, type State, type StoredResult, type StoredRow } from '../machine/state.js'
 import { difference } from '../outbox/difference.js'
 import type { Write } from '../outbox/item.js'
 import { StoreError, type Entry, type Read, type Store } from '../store/store.js'
 import { View } from '../tables/view.js'
 import { Ledger, storedRows } from './ledger.js'
-
-/** Rows that are read at once when all are visited. */
-const PAGE = 2000
 
 /** Attempts to store a step that other tabs overtake; each of them means that another tab has made progress. */
 const ATTEMPTS_MAX = 50
@@ -40,26 +34,30 @@ export type SessionHooks = {
   settled(results: ReadonlyMap<string, StoredResult | null>): void
 }
 
+export type Transition = (state: State, event: Event) => Step
+
+type Prepare = (state: State) => Event | Promise<Event>
+
 /**
  * The machine with its storage. One step at a time: read what the event needs, compute, store, adopt, and only then run the
  * effects. A step that cannot be stored has no effect at all.
  */
 export class Session {
   state: State = INITIAL
+  /** The whole machine once the part that syncs is here. */
+  transition: Transition = localTransition
   readonly view: View = new View()
-  readonly #store: Store
+  readonly store: Store
   readonly #ledger: Ledger
   readonly #hooks: SessionHooks
-  readonly #clock: Clock
   #last: Promise<unknown> = Promise.resolve()
   #isClosed = false
   /** The ledger has read what the state does not have yet. */
   #isBehind = false
   storeError: StoreError | null = null
 
-  constructor(store: Store, clock: Clock, hooks: SessionHooks) {
-    this.#store = store
-    this.#clock = clock
+  constructor(store: Store, hooks: SessionHooks) {
+    this.store = store
     this.#hooks = hooks
     this.#ledger = new Ledger(store)
   }
@@ -75,7 +73,7 @@ export class Session {
   /** Reads the storage. */
   start(onLost: (reason: 'outdated' | 'closed') => void): Promise<StoreError | null> {
     return this.#enqueue(async () => {
-      await this.#store.open(onLost)
+      await this.store.open(onLost)
       await this.#reload(null)
     })
   }
@@ -85,9 +83,9 @@ export class Session {
     return this.#enqueue(async () => {
       do await this.#reload(null)
       while (!(await this.#ledger.claim()))
-      const [results = []] = await this.#store.read([{ space: 'results' }])
+      const [results = []] = await this.store.read([{ space: 'results' }])
       this.#ledger.adopt(results)
-      await this.#step(async () => ({ type: 'leads', leads: true, live, hasCredentials }))
+      await this.#step(() => ({ type: 'leads', leads: true, live, hasCredentials }))
     })
   }
 
@@ -98,44 +96,12 @@ export class Session {
 
   /** Handles an event that needs nothing from the storage. */
   dispatch(event: Event): Promise<StoreError | null> {
-    return this.#enqueue(() => this.#step(async () => event))
+    return this.step(() => event)
   }
 
-  batch(ticket: number, requested: string | null, batch: Batch): Promise<StoreError | null> {
-    return this.#enqueue(() =>
-      this.#step(async (state) => {
-        const stored = await this.#rows(rowsOf(batch, state))
-        const generation = state.device.generation + (batch.reset ? 1 : 0)
-        const isLast = endsSnapshot(batch, state)
-        const isRegrouped = regroupedBy(batch, state)
-        const [old, regrouped]: [RowId[], RowId[]] = [[], []]
-        if (isLast || isRegrouped) {
-          await this.#scan((id, row) => {
-            if (isLast && row.generation < generation) old.push(id)
-            if (!isRegrouped?.(row)) return
-            regrouped.push(id)
-            stored.set(rowName(...id), row)
-          })
-        }
-        const conflicts = new Map<string, string>()
-        for (const { item, conflictId } of endsConflicts(batch, state) ? await this.#open() : []) {
-          if (conflictId !== null) conflicts.set(conflictId, item.key)
-        }
-        const at = this.#clock.now()
-        return { type: 'batch', ticket, requested, at, batch, stored, old, regrouped, conflicts }
-      }),
-    )
-  }
-
-  results(ticket: number, results: (Event & { type: 'results' })['results']): Promise<StoreError | null> {
-    return this.#enqueue(() =>
-      this.#step(async (state) => ({
-        type: 'results',
-        ticket,
-        results,
-        stored: await this.#rows(rowsInFlight(state)),
-      })),
-    )
+  /** Handles an event that is made from the state and the storage, and made again when other tabs overtake it. */
+  step(prepare: Prepare): Promise<StoreError | null> {
+    return this.#enqueue(() => this.#step(prepare))
   }
 
   write(writes: readonly Write[]): Promise<StoreError | null> {
@@ -143,25 +109,25 @@ export class Session {
       await this.#step(async () => ({
         type: 'write',
         writes,
-        stored: await this.#rows(writes.map(({ table, id }) => [table, id])),
+        stored: await this.rows(writes.map(({ table, id }) => [table, id])),
       }))
       this.#hooks.appended(writes)
     })
   }
 
   discard(key: string): Promise<StoreError | null> {
-    return this.#enqueue(() => this.#step(async () => ({ type: 'discard', key, result: await this.result(key) })))
+    return this.step(async () => ({ type: 'discard', key, result: await this.result(key) }))
   }
 
   async result(key: string): Promise<StoredResult | null> {
-    const [[entry] = []] = await this.#store.read([{ space: 'results', keys: [key] }])
+    const [[entry] = []] = await this.store.read([{ space: 'results', keys: [key] }])
     return (entry?.value as StoredResult | undefined) ?? null
   }
 
   /** Changes that were refused, or lost a conflict, until the user has decided; null: the storage failed. */
   async open(): Promise<StoredResult[] | null> {
     let open: StoredResult[] | null = null
-    await this.#enqueue(async () => void (open = await this.#open()))
+    await this.#enqueue(async () => void (open = await this.openResults()))
     return open
   }
 
@@ -191,7 +157,7 @@ export class Session {
 
   #resign(): void {
     if (this.state.leads)
-      this.#adopt(transition(this.state, { type: 'leads', leads: false, live: false, hasCredentials: false }))
+      this.#adopt(this.transition(this.state, { type: 'leads', leads: false, live: false, hasCredentials: false }))
   }
 
   /** One after the other. Resolves to the failure of the storage, if there is one. */
@@ -213,11 +179,11 @@ export class Session {
     return result
   }
 
-  async #step(prepare: (state: State) => Promise<Event>): Promise<void> {
+  async #step(prepare: Prepare): Promise<void> {
     // A step from an older state than the ledger's would undo what other tabs have stored.
     if (this.#isBehind) await this.#reload([])
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
-      const step = transition(this.state, await prepare(this.state))
+      const step = this.transition(this.state, await prepare(this.state))
       if (await this.#ledger.store(step, this.state.leads)) {
         this.#adopt(step)
         return
@@ -257,7 +223,7 @@ export class Session {
       )
       for (const [place, table] of tables.entries()) this.view.load(table, parts[place] ?? [])
       const { device, outbox } = this.#ledger
-      const step = transition(this.state, { type: 'loaded', device, outbox })
+      const step = this.transition(this.state, { type: 'loaded', device, outbox })
       if (await this.#ledger.store(step, this.state.leads)) {
         // What was read is no change of this client.
         this.state = { ...this.state, device, outbox }
@@ -303,29 +269,21 @@ export class Session {
     const still = new Set(this.#ledger.outbox.map(({ key }) => key))
     const gone = waiting.filter((key) => !still.has(key))
     if (gone.length === 0) return
-    const [results = []] = await this.#store.read([{ space: 'results', keys: gone }])
+    const [results = []] = await this.store.read([{ space: 'results', keys: gone }])
     const found = new Map(results.map(({ key, value }) => [key, value as StoredResult]))
     this.#hooks.settled(new Map(gone.map((key) => [key, found.get(key) ?? null])))
   }
 
-  async #open(): Promise<StoredResult[]> {
-    const [results = []] = await this.#store.read([{ space: 'results' }])
+  /** For a step: the changes that the user has to decide. */
+  async openResults(): Promise<StoredResult[]> {
+    const [results = []] = await this.store.read([{ space: 'results' }])
     return results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
   }
 
-  async #rows(ids: readonly RowId[]): Promise<Map<string, StoredRow>> {
+  /** For a step: rows as they are stored. */
+  async rows(ids: readonly RowId[]): Promise<Map<string, StoredRow>> {
     if (ids.length === 0) return new Map()
-    const [entries = []] = await this.#store.read([{ space: 'rows', keys: ids }])
+    const [entries = []] = await this.store.read([{ space: 'rows', keys: ids }])
     return storedRows(entries)
-  }
-
-  /** Passes all stored rows, a page at a time. */
-  async #scan(visit: (id: RowId, row: StoredRow) => void): Promise<void> {
-    for (let after: RowId | undefined; ;) {
-      const [entries = []] = await this.#store.read([{ space: 'rows', limit: PAGE, ...(after && { after }) }])
-      for (const { key, value } of entries) visit(key as RowId, value as StoredRow)
-      if (entries.length < PAGE) return
-      after = entries.at(-1)?.key as RowId
-    }
   }
 }

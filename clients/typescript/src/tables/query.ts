@@ -68,7 +68,7 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
     const isSame = isSameList(shown, snapshot.rows)
     if (isSame && phase === snapshot.phase && error === snapshot.error) return
     // A copy: the list goes on to change.
-    const rows = isSame ? snapshot.rows : ([...shown] as unknown as readonly T[])
+    const rows = isSame ? snapshot.rows : (shown.slice() as unknown as readonly T[])
     snapshot = { rows, phase, error }
     signal.notify()
   }
@@ -79,8 +79,10 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
     const changed = ids ?? new Set([...rows.keys(), ...found.keys()])
     const isMany = changed.size > MANY
     const added: JsonObject[] = []
+    let hasGone = false
     for (const id of changed) {
       const [before, row] = [found.get(id), rows.get(id)]
+      if (before) hasGone = true
       if (before && !isMany) sorted.splice(placeOf(sorted, before, compare), 1)
       if (row && matches(row)) {
         found.set(id, row)
@@ -89,7 +91,8 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
       } else found.delete(id)
     }
     if (isMany) {
-      const rest = sorted.filter((row) => !changed.has(String(row['id'])))
+      // A snapshot adds rows to a list that may be long: only the places of the new ones are searched.
+      const rest = hasGone ? sorted.filter((row) => !changed.has(String(row['id']))) : sorted
       sorted = merge(rest, added.sort(compare), compare)
     }
     publish(null)
@@ -152,21 +155,24 @@ function merge(
   compare: (a: JsonObject, b: JsonObject) => number,
 ): JsonObject[] {
   const merged: JsonObject[] = []
-  let place = 0
-  for (const row of one) {
-    for (let next = other[place]; next && compare(next, row) < 0; next = other[++place]) merged.push(next)
+  let from = 0
+  for (const row of other) {
+    const place = placeOf(one, row, compare, from)
+    while (from < place) merged.push(one[from++] as JsonObject)
     merged.push(row)
   }
-  return merged.concat(other.slice(place))
+  while (from < one.length) merged.push(one[from++] as JsonObject)
+  return merged
 }
 
-/** The place of a row among sorted ones. */
+/** The place of a row among sorted ones, not before `from`. */
 function placeOf(
   sorted: readonly JsonObject[],
   row: JsonObject,
   compare: (a: JsonObject, b: JsonObject) => number,
+  from = 0,
 ): number {
-  let [from, to] = [0, sorted.length]
+  let to = sorted.length
   while (from < to) {
     const middle = (from + to) >> 1
     if (compare(sorted[middle] as JsonObject, row) < 0) from = middle + 1

@@ -16,7 +16,8 @@ const client = createClient({
   onError: (error) => console.error(error),
 })
 
-const open = client.tasks.query({ orderBy: 'title' })
+const limit = Number(parameters.get('limit') ?? 0)
+const open = client.tasks.query({ orderBy: 'title', ...(limit > 0 && { limit }) })
 
 function Tasks() {
   const { rows, phase } = useQuery(open)
@@ -45,6 +46,24 @@ else createRoot(root).render(createElement(StrictMode, null, createElement(Tasks
 let ticks = 0
 setInterval(() => (ticks += 1), 50)
 
+/** Times between frames in ms, and the most memory of scripts. */
+const frames = { times: [] as number[], peak: 0 }
+
+function watchFrames(): void {
+  let last = performance.now()
+  const frame = (now: number) => {
+    frames.times.push(now - last)
+    last = now
+    const { usedJSHeapSize = 0 } = (performance as { memory?: { usedJSHeapSize: number } }).memory ?? {}
+    frames.peak = Math.max(frames.peak, usedJSHeapSize)
+    requestAnimationFrame(frame)
+  }
+  requestAnimationFrame((now) => {
+    last = now
+    requestAnimationFrame(frame)
+  })
+}
+
 const events: string[] = []
 for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
   client.on(name, () => events.push(name))
@@ -53,12 +72,16 @@ let conflict: Conflict | null = null
 client.on('conflict', (event) => (conflict = event))
 
 /** The record of the device in the storage of this page. */
-function record(mode: IDBTransactionMode, use: (meta: IDBObjectStore) => IDBRequest): Promise<unknown> {
+function record(
+  mode: IDBTransactionMode,
+  use: (meta: IDBObjectStore) => IDBRequest,
+  space = 'meta',
+): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const opening = indexedDB.open('app')
     opening.onsuccess = () => {
-      const transaction = opening.result.transaction('meta', mode)
-      const request = use(transaction.objectStore('meta'))
+      const transaction = opening.result.transaction(space, mode)
+      const request = use(transaction.objectStore(space))
       transaction.oncomplete = () => {
         opening.result.close()
         resolve(request.result)
@@ -70,6 +93,8 @@ function record(mode: IDBTransactionMode, use: (meta: IDBObjectStore) => IDBRequ
 
 const page = {
   client,
+  watchFrames,
+  frames: () => frames,
   events,
   ticks: () => ticks,
   status: () => client.status.getSnapshot(),
@@ -82,6 +107,7 @@ const page = {
   },
   /** Resolves when no transaction is open: one that writes everything waits for all others. */
   idle: () => record('readwrite', (meta) => meta.count()),
+  countRows: () => record('readonly', (rows) => rows.count(IDBKeyRange.bound(['tasks'], ['tasks', []])), 'rows'),
   decide: (choice: 'mine' | 'server') => conflict?.resolve(choice),
   device: () => record('readonly', (meta) => meta.get('device')),
   restore: (device: unknown) => record('readwrite', (meta) => meta.put(device, 'device')),

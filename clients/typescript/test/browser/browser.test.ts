@@ -2,11 +2,11 @@ import assert from 'node:assert/strict'
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import type { Browser, Page } from 'playwright-core'
 import { Engine } from '../engine/engine.js'
-import { bundle, launch, Site } from './harness.js'
+import { bundle, launch, Site, type Scripts } from './harness.js'
 
 let engine: Engine
 let browser: Browser
-let app: string
+let app: Scripts
 let site: Site
 
 const bob = { username: 'bob', password: 'posduif-demo', tenant: 'demo' }
@@ -287,5 +287,47 @@ describe('in a browser', () => {
     await tab.goBack()
     await tab.waitForFunction(() => 'page' in globalThis)
     await shows(tab, ['meanwhile'])
+  })
+
+  test('page shows its rows and keeps changes while the part that syncs cannot be loaded', async () => {
+    const first = await signedIn()
+    assert.equal(await first.evaluate(() => page.addAndWait('stored')), 'applied')
+    await first.close()
+    // A page of a former deployment: the file is no longer there.
+    const part = /\/sync-\w+\.js$/
+    await site.context.route(part, (route) => route.fulfill({ status: 404, body: 'not found' }))
+    const tab = await site.tab()
+    await shows(tab, ['stored'])
+    await tab.waitForFunction(() => page.status().error?.code === 'LOCAL_LOAD_FAILED')
+    assert.equal(await tab.evaluate(() => page.add(['offline'])), true)
+    const outcome = await tab.evaluate(() => page.client.sync())
+    assert.ok(!outcome.ok && outcome.code === 'LOCAL_LOAD_FAILED', JSON.stringify(outcome))
+    await shows(tab, ['offline', 'stored'])
+    assert.equal(await tab.evaluate(() => page.status().outbox.waiting), 1)
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks'), ['stored'])
+    // Another tab, of the new deployment, sends the change; the former one follows it.
+    await site.context.unroute(part)
+    const newer = await site.tab()
+    await newer.waitForFunction(() => page.status().leader && page.status().outbox.waiting === 0)
+    await shows(tab, ['offline', 'stored'])
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks ORDER BY 1'), ['offline', 'stored'])
+    await newer.close()
+    await tab.reload()
+    await tab.waitForFunction(() => 'page' in globalThis && page.status().live === 'sse')
+    assert.equal(await tab.evaluate(() => page.status().error), null)
+  })
+
+  test('part that syncs is loaded when the network returns, without a reload', async () => {
+    await (await signedIn()).close()
+    const part = /\/sync-\w+\.js$/
+    await site.context.route(part, (route) => route.abort())
+    const tab = await site.tab()
+    await tab.waitForFunction(() => page.status().error?.code === 'LOCAL_LOAD_FAILED')
+    assert.equal(await tab.evaluate(() => page.add(['offline'])), true)
+    await site.context.unroute(part)
+    await tab.evaluate(() => void dispatchEvent(new Event('online')))
+    await tab.waitForFunction(() => page.status().upToDate && page.status().outbox.waiting === 0)
+    assert.equal(await tab.evaluate(() => page.status().error), null)
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks'), ['offline'])
   })
 })

@@ -5,7 +5,7 @@ import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import type { Browser, Page } from 'playwright-core'
 import { Engine } from '../engine/engine.js'
 import type { DevtoolsPage } from './devtools-app.js'
-import { bundle, launch, Site } from './harness.js'
+import { bundle, launch, Site, type Scripts } from './harness.js'
 
 // A strict policy, which a page with the panel must be able to have.
 const HTML = `<!doctype html><html lang="en"><meta charset="utf-8">
@@ -19,7 +19,7 @@ const bob = { username: 'bob', password: 'posduif-demo', tenant: 'demo' }
 
 let engine: Engine
 let browser: Browser
-let app: string
+let app: Scripts
 let site: Site
 
 before(async () => {

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core'
@@ -39,18 +39,23 @@ export async function launch(): Promise<Browser> {
   })
 }
 
-export async function bundle(entry = 'app.ts'): Promise<string> {
+/** The scripts of a page by their paths: `/app.js`, and what it loads. */
+export type Scripts = ReadonlyMap<string, string>
+
+export async function bundle(entry = 'app.ts'): Promise<Scripts> {
   const { outputFiles } = await build({
-    entryPoints: [join(folder, 'test/browser', entry)],
+    entryPoints: { app: join(folder, 'test/browser', entry) },
     bundle: true,
+    splitting: true,
     // As apps load it.
     minify: true,
     format: 'esm',
     target: 'es2022',
+    outdir: '/',
     write: false,
     define: { 'process.env.NODE_ENV': '"production"' },
   })
-  return outputFiles[0]!.text
+  return new Map(outputFiles.map(({ path, text }) => [`/${basename(path)}`, text]))
 }
 
 /** Serves the page beside the API, and fails the test on what a page reports. */
@@ -64,14 +69,13 @@ export class Site {
     this.context = context
   }
 
-  static async open(browser: Browser, engineUrl: string, app: string, html = HTML): Promise<Site> {
+  static async open(browser: Browser, engineUrl: string, scripts: Scripts, html = HTML): Promise<Site> {
     const proxy = await Proxy.start(engineUrl)
-    proxy.files = (path) =>
-      path === '/'
-        ? { type: 'text/html', body: html }
-        : path === '/app.js'
-          ? { type: 'text/javascript', body: app }
-          : null
+    proxy.files = (path) => {
+      const script = scripts.get(path)
+      if (path === '/') return { type: 'text/html', body: html }
+      return script === undefined ? null : { type: 'text/javascript', body: script }
+    }
     return new Site(proxy, await browser.newContext())
   }
 

@@ -16,7 +16,7 @@ test('IndexedDB of the browser passes the suite of storages', async () => {
     alias: { 'node:test': shim, 'node:assert/strict': shim },
   })
   const browser = await launch()
-  const site = await Site.open(browser, 'http://127.0.0.1:9', outputFiles[0]!.text)
+  const site = await Site.open(browser, 'http://127.0.0.1:9', new Map([['/app.js', outputFiles[0]!.text]]))
   try {
     const tab = await site.context.newPage()
     await tab.goto(site.proxy.url)

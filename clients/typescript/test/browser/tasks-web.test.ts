@@ -38,7 +38,7 @@ after(async () => {
 beforeEach(async () => {
   await engine.sql(`DELETE FROM tenant_demo.tasks; DELETE FROM tenant_demo.message_conflicts;
     INSERT INTO tenant_demo.tasks (list_id, title) SELECT id, 'Buy bread' FROM tenant_demo.lists`)
-  site = await Site.open(browser, engine.url, '')
+  site = await Site.open(browser, engine.url, new Map())
   site.proxy.files = (path) => {
     const file = join(dist, path === '/' ? 'index.html' : path)
     if (!file.startsWith(dist) || !existsSync(file)) return null

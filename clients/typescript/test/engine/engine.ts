@@ -37,14 +37,14 @@ const TABLES = `
 export class Engine {
   readonly #process: ChildProcess
   readonly #folder: string
-  readonly #env: Record<string, string>
+  readonly env: Record<string, string>
   readonly url: string
 
   private constructor(process: ChildProcess, folder: string, url: string, env: Record<string, string>) {
     this.#process = process
     this.#folder = folder
     this.url = url
-    this.#env = env
+    this.env = env
   }
 
   static async start(config = CONFIG, tables = TABLES): Promise<Engine> {
@@ -85,7 +85,7 @@ export class Engine {
 
   /** Rows as texts. */
   async sql(text: string): Promise<string[]> {
-    const { stdout } = await run('psql', ['-qAtX', '-v', 'ON_ERROR_STOP=1', this.#env['DATABASE_URL']!, '-c', text])
+    const { stdout } = await run('psql', ['-qAtX', '-v', 'ON_ERROR_STOP=1', this.env['DATABASE_URL']!, '-c', text])
     return stdout.split('\n').filter((line) => line !== '')
   }
 
@@ -93,7 +93,7 @@ export class Engine {
   async resync(): Promise<void> {
     await run(process.env['POSDUIF_BIN']!, ['tenant', 'resync', 'demo', '--yes'], {
       cwd: this.#folder,
-      env: { ...process.env, ...this.#env },
+      env: { ...process.env, ...this.env },
     })
   }
 

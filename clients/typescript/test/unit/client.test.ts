@@ -5,6 +5,7 @@ import { renderToString } from 'react-dom/server'
 import { clock } from '../../src/clock.js'
 import { createClient, table } from '../../src/index.js'
 import { indexeddb } from '../../src/indexeddb/index.js'
+import { INITIAL } from '../../src/machine/state.js'
 import { memory } from '../../src/memory/index.js'
 import { usePresence, useQuery, useStatus, useWrite } from '../../src/react/index.js'
 
@@ -106,4 +107,23 @@ test('client without IndexedDB, as on a server, starts nothing and reports it', 
   assert.ok(!result.ok && result.code === 'LOCAL_NO_STORE', JSON.stringify(result))
   assert.equal(client.status.getSnapshot().error?.code, 'LOCAL_NO_STORE')
   assert.deepEqual(delays, [])
+})
+
+test('sync that is called at once, without a network, ends with the first request', async () => {
+  const store = memory()
+  const device = { ...INITIAL.device, deviceId: 'd', userId: 'u', token: 't' }
+  await store.transaction([{ op: 'put', space: 'meta', key: 'device', value: device }], [], 'strict')
+  const client = createClient({
+    url: 'http://127.0.0.1:9',
+    store,
+    live: 'off',
+    // No time passes.
+    environment: {
+      clock: { ...clock, schedule: () => () => {} },
+      fetch: () => Promise.reject(new TypeError('no network')),
+    },
+  })
+  const outcome = await client.sync()
+  assert.ok(!outcome.ok && outcome.code === 'LOCAL_NO_ANSWER', JSON.stringify(outcome))
+  client.close()
 })

@@ -1,15 +1,16 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { clock } from '../../src/clock.js'
+import { transition } from '../../src/machine/transition.js'
 import type { Write } from '../../src/outbox/item.js'
 import { Session, type SessionHooks } from '../../src/session/session.js'
 import { StoreError, type Store } from '../../src/store/store.js'
+import { storeBatch, storeResults } from '../../src/sync/steps.js'
 import { memory } from '../../src/memory/index.js'
 
 const ignore = () => {}
 
 function session(store: Store, hooks: Partial<SessionHooks> = {}): Session {
-  return new Session(store, clock, {
+  const made = new Session(store, {
     run: ignore,
     notify: ignore,
     stored: ignore,
@@ -21,6 +22,8 @@ function session(store: Store, hooks: Partial<SessionHooks> = {}): Session {
     settled: ignore,
     ...hooks,
   })
+  made.transition = transition
+  return made
 }
 
 let keys = 0
@@ -67,7 +70,7 @@ describe('tabs of one storage', () => {
     const former = await enrolled(store, { deposed: () => (isDeposed = true) })
     const { ticket } = former.state
     await leading(store)
-    await former.batch(ticket, null, batch)
+    await storeBatch(former, ticket, null, batch, 0)
     assert.equal(isDeposed, true)
     assert.equal(former.state.leads, false)
     assert.deepEqual(await store.read([{ space: 'rows' }]), [[]])
@@ -110,7 +113,7 @@ describe('tabs of one storage', () => {
       conflictId: null,
       server: null,
     }
-    assert.equal(await leader.results(leader.state.ticket, [result]), null)
+    assert.equal(await storeResults(leader, leader.state.ticket, [result]), null)
     const [entries = []] = await store.read([{ space: 'outbox' }])
     assert.deepEqual(
       entries
@@ -135,7 +138,7 @@ describe('tabs of one storage', () => {
     const seen: unknown[] = []
     follower.view.follow('tasks', () => seen.push(follower.view.rows('tasks')?.get('a')?.['title'] ?? null))
     await follower.load('tasks')
-    await leader.results(leader.state.ticket, [
+    await storeResults(leader, leader.state.ticket, [
       {
         seq: 1,
         status: 'applied',
@@ -185,13 +188,13 @@ test('groups and audiences outlive the process, and a leave passes all stored ro
     via: n % 1000 === 0 ? ['list:1', 'user:u'] : ['list:1'],
   }))
   const join = { table: '', op: 'join', id: '1', row: null, group: 'list' }
-  await one.batch(one.state.ticket, null, { ...batch, changes: [join, ...changes] })
+  await storeBatch(one, one.state.ticket, null, { ...batch, changes: [join, ...changes] }, 0)
   one.close()
 
   const left: unknown[] = []
   const two = await leading(store, { notify: (notice) => left.push(notice) })
   assert.deepEqual(two.state.device.groups, ['list:1'])
-  await two.batch(two.state.ticket, 'c1', { ...batch, reset: false, cursor: 'c2', changes: [{ ...join, op: 'leave' }] })
+  await storeBatch(two, two.state.ticket, 'c1', { ...batch, reset: false, cursor: 'c2', changes: [{ ...join, op: 'leave' }] }, 0)
   const [rows = []] = await store.read([{ space: 'rows' }])
   assert.deepEqual(
     rows.map(({ key }) => key[1 as never]),
@@ -266,7 +269,7 @@ describe('failing storage', () => {
     const one = await enrolled(store, { failed: ({ code }) => failures.push(code) })
     const before = one.state
     Object.assign(store, { transaction: broken.transaction })
-    assert.equal((await one.batch(one.state.ticket, null, batch))?.code, 'LOCAL_QUOTA')
+    assert.equal((await storeBatch(one, one.state.ticket, null, batch, 0))?.code, 'LOCAL_QUOTA')
     assert.equal(one.state, before)
     assert.deepEqual(failures, ['LOCAL_QUOTA'])
     assert.equal((await one.write([create('a')]))?.code, 'LOCAL_QUOTA')

@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { clock } from '../../src/clock.js'
 import type { Effect } from '../../src/machine/effect.js'
 import type { RowId } from '../../src/machine/event.js'
 import type { StoredRow } from '../../src/machine/state.js'
+import { transition } from '../../src/machine/transition.js'
 import { memory } from '../../src/memory/index.js'
 import { Session } from '../../src/session/session.js'
+import { storeBatch, storeResults } from '../../src/sync/steps.js'
 import type { Store } from '../../src/store/store.js'
 import { DeviceRestored, FakeServer } from './server.js'
 
@@ -60,7 +61,7 @@ class Tab {
 
   constructor(store: Store, post: (from: Tab, rows: readonly RowId[] | null) => void) {
     const ignore = () => {}
-    this.session = new Session(store, clock, {
+    this.session = new Session(store, {
       run: (effect) => {
         if ('ticket' in effect) this.request = effect
       },
@@ -73,6 +74,7 @@ class Tab {
       waiting: () => [],
       settled: ignore,
     })
+    this.session.transition = transition
   }
 }
 
@@ -184,11 +186,11 @@ class Browser {
     if (fate === 'lose request') return void (await lose())
     if (request.type === 'fetch') {
       const batch = this.server.incoming(request.cursor)
-      await (fate === 'answer' ? session.batch(ticket, request.cursor, batch) : lose())
+      await (fate === 'answer' ? storeBatch(session, ticket, request.cursor, batch, 0) : lose())
     } else if (request.type === 'upload') {
       try {
         const results = this.server.outgoing(request.items, request.ackedSeq)
-        await (fate === 'answer' ? session.results(ticket, results) : lose())
+        await (fate === 'answer' ? storeResults(session, ticket, results) : lose())
       } catch (error) {
         // Of a former leader, whose request was on its way while the next one went on. It must not number anything again.
         if (!(error instanceof DeviceRestored)) throw error
