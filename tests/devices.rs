@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use posduif::accounts::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::api::assert_refused;
 use crate::support::http::{Answer, Api};
