@@ -52,7 +52,7 @@ async fn stream_list_shows_streams_of_each_tenant_and_their_problems() {
     }
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &sally.to_string());
-    let _: i64 = stage.world.ask_redis(&["DEL", &key]).await;
+    let _: String = stage.world.ask_redis(&["SET", &key, "no stream"]).await;
 
     let list = run(&stage.world, "stream list --json").await.json();
     let acme = &list["tenants"][0];
@@ -71,7 +71,7 @@ async fn stream_list_shows_streams_of_each_tenant_and_their_problems() {
     assert!(acme["changes"]["memory_bytes"].as_u64().unwrap() > 100);
     assert_eq!(
         (&acme["inboxes"]["count"], &acme["inboxes"]["unusable"]),
-        (&json!(2), &json!(0))
+        (&json!(2), &json!(1))
     );
     assert_eq!(acme["inboxes"]["longest"]["length"], 4);
     assert_eq!(
@@ -81,7 +81,7 @@ async fn stream_list_shows_streams_of_each_tenant_and_their_problems() {
     assert_eq!(list["live"]["type"], "stream");
     let text = run(&stage.world, "stream list").await.text();
     assert!(
-        text.contains("1 users have none") && text.contains("TRIMMED BELOW"),
+        text.contains("inboxes of the wrong type: 1") && text.contains("TRIMMED BELOW"),
         "{text}"
     );
 

@@ -39,6 +39,8 @@ impl Office {
         world.config.replication.heartbeat_interval_ms = 100;
         change(&mut world.config);
         let engine = world.engine(Role::All).await;
+        // What is commanded before the slot exists is in no log.
+        world.published().await;
         world.tenant("acme").await;
         let bob_id = world.user("acme", "bob", UserType::Web).await;
         let joe_id = world.user("acme", "joe", UserType::Mobile).await;

@@ -151,7 +151,7 @@ fn inboxes_note(tenant: &str, inboxes: &Inboxes) -> String {
     });
     let unusable = (inboxes.unusable > 0).then(|| {
         format!(
-            "the inbox of {} users has the wrong type: `posduif stream rebuild --tenant {tenant}` recreates it",
+            "inboxes of the wrong type: {}; `posduif stream rebuild --tenant {tenant}` recreates them",
             inboxes.unusable
         )
     });
