@@ -360,6 +360,7 @@ async fn documented_redis_permissions_are_sufficient() {
     let place = redis.server.url().rsplit_once('@').unwrap().1.to_owned();
     world.config.redis.url = posduif::config::Secret::new(format!("redis://posduif:PASSWORD@{place}"));
     let office = Office::within(world, |config| {
+        crate::groups::configure(config);
         config.streams.trim_interval_seconds = 1;
         config.streams.retention_after_ack_seconds = 0;
         config.presence.last_seen_interval_seconds = 1;

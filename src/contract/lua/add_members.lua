@@ -5,7 +5,7 @@
 -- each with the position behind which its stream is read.
 local MEMBERS, mark, since, max = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 if redis.call('HGET', MEMBERS, '.marked') ~= mark then return 0 end
-if redis.call('HEXISTS', MEMBERS, '.since') == 1 then return 0 end
+if redis.call('HGET', MEMBERS, '.since') then return 0 end
 for at = 4, #ARGV, 2 do redis.call('HSETNX', MEMBERS, ARGV[at], ARGV[at + 1]) end
 local fields = redis.call('HGETALL', MEMBERS)
 for at = 1, #fields, 2 do

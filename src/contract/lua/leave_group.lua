@@ -6,7 +6,7 @@ local LOG, MEMBERS = unpack(KEYS)
 local change, changes_max, group, max = unpack(ARGV)
 remember(LOG, change, changes_max)
 if redis.call('EXISTS', MEMBERS) == 0 then return 0 end
-if redis.call('HEXISTS', MEMBERS, '.since') == 1 then
+if redis.call('HGET', MEMBERS, '.since') then
   return redis.call('HDEL', MEMBERS, group)
 end
 if redis.call('HSET', MEMBERS, group, '-') == 1 and too_many(MEMBERS, max) then return 0 end
