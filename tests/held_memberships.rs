@@ -3,6 +3,7 @@
 use posduif::contract::membership_log::CHANGES_MAX;
 use posduif::engine::Role;
 use posduif::postgres::tenants;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::groups::{self, Device};
@@ -57,6 +58,20 @@ impl Team {
         self.commit(&task).await;
     }
 
+    /// Lets a commit be shown.
+    async fn show(&self, held: JoinHandle<()>) {
+        self.slow.hold(false).await;
+        held.await.unwrap();
+    }
+
+    /// The device has nothing, and gets nothing of what is committed to list 1 from now on.
+    async fn gets_nothing(&self, device: &mut Device) {
+        device.sync().await;
+        self.task(11, 1, "later").await;
+        device.sync().await;
+        assert!(device.titles().is_empty(), "{:?}", device.titles());
+    }
+
     async fn close(self) {
         self.slow.stage.stop().await;
     }
@@ -75,8 +90,7 @@ async fn new_device_syncs_while_another_commit_is_not_shown() {
     team.task(12, 1, "later").await;
     device.sync().await;
     assert_eq!(device.titles(), ["one", "first", "later"]);
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     device.sync().await;
     assert_eq!(device.titles(), ["one", "first", "hidden", "later"]);
     team.close().await;
@@ -97,8 +111,7 @@ async fn removal_that_is_not_shown_ends_what_a_new_device_receives() {
     device.sync().await;
     assert!(!held.is_finished());
     assert!(device.titles().is_empty(), "{:?}", device.titles());
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     device.sync().await;
     assert!(device.titles().is_empty(), "{:?}", device.titles());
     team.close().await;
@@ -118,8 +131,7 @@ async fn membership_that_is_not_shown_begins_when_it_is() {
     while device.try_page(100).await == Some(true) {}
     assert!(!held.is_finished());
     assert_eq!(device.titles(), ["one", "first"]);
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     for device in [&mut device, &mut known] {
         device.sync().await;
         assert_eq!(device.titles(), ["one", "two", "first", "second"]);
@@ -146,8 +158,7 @@ async fn join_waits_for_no_earlier_commit() {
     assert!(!held.is_finished());
     assert_eq!(device.titles(), ["two", "second"]);
     // WHEN the commit is shown THEN the device is notified, and gets what the snapshot of the group lacked
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     events.expect("sync_required").await;
     device.sync().await;
     assert_eq!(device.titles(), ["two", "second", "hidden"]);
@@ -168,8 +179,7 @@ async fn membership_that_ends_at_once_keeps_nothing_waiting() {
     device.sync().await;
     assert!(!held.is_finished());
     assert_eq!(device.titles(), ["one", "first", "hidden"]);
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     team.close().await;
 }
 
@@ -186,8 +196,7 @@ async fn truncated_table_without_members_delays_no_memberships() {
     device.sync().await;
     assert!(!held.is_finished());
     assert_eq!(device.titles(), ["one"]);
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     team.close().await;
 }
 
@@ -209,12 +218,8 @@ async fn memberships_from_before_the_writer_are_waited_for() {
     let mut device = team.device().await;
     assert_eq!(device.try_page(100).await, None);
     assert!(!held.is_finished());
-    team.slow.hold(false).await;
-    held.await.unwrap();
-    device.sync().await;
-    team.task(11, 1, "later").await;
-    device.sync().await;
-    assert!(device.titles().is_empty(), "{:?}", device.titles());
+    team.show(held).await;
+    team.gets_nothing(&mut device).await;
     team.close().await;
 }
 
@@ -238,12 +243,8 @@ async fn resync_forgets_no_removal_that_the_log_does_not_name() {
     let mut device = Device::new(&team.web, "tablet", joe).await;
     assert_eq!(device.try_page(100).await, None);
     assert!(!held.is_finished());
-    team.slow.hold(false).await;
-    held.await.unwrap();
-    device.sync().await;
-    team.task(11, 1, "later").await;
-    device.sync().await;
-    assert!(device.titles().is_empty(), "{:?}", device.titles());
+    team.show(held).await;
+    team.gets_nothing(&mut device).await;
     team.close().await;
 }
 
@@ -262,8 +263,7 @@ async fn too_many_memberships_are_refused_although_some_end_unseen() {
     let mut device = team.device().await;
     assert_eq!(device.try_page(100).await, None);
     assert!(!held.is_finished());
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     assert_eq!(device.try_page(100).await, None);
     team.commit("DELETE FROM tenant_acme.list_members WHERE list_id <= 500")
         .await;
@@ -284,8 +284,7 @@ async fn more_unseen_memberships_than_are_kept_delay_new_devices() {
     let mut device = team.device().await;
     assert_eq!(device.try_page(100).await, None);
     assert!(!held.is_finished());
-    team.slow.hold(false).await;
-    held.await.unwrap();
+    team.show(held).await;
     device.sync().await;
     assert_eq!(device.titles(), ["one", "first"]);
     // What is shown is forgotten.

@@ -3,11 +3,11 @@
 //! The hash of a user's memberships ([`super::members`]) is filled from Postgres, which may not show yet what is published.
 //! What it does not show is here. The publisher adds each change, and removes the set when Postgres shows all of it.
 
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::group::{GroupId, Membership};
 use crate::config::group::Groups;
+use crate::core::digest;
 use crate::core::position::StreamId;
 
 /// Most changes of one tenant. Of more, the first are removed.
@@ -21,9 +21,7 @@ const UNKNOWN: StreamId = StreamId {
 
 /// Identifies the groups of which a writer records memberships.
 pub fn groups_digest(groups: &Groups) -> String {
-    let digest = Sha256::digest(serde_json::to_vec(groups).unwrap_or_default());
-    let number = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-    format!("{number:016x}")
+    format!("{:016x}", digest::short(serde_json::to_vec(groups).unwrap_or_default()))
 }
 
 /// One change of a user's memberships.

@@ -2,6 +2,7 @@
 //! key.
 
 pub mod backoff;
+pub mod digest;
 pub mod json;
 pub mod operation;
 pub mod page;

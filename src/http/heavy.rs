@@ -43,7 +43,7 @@ struct Line(Arc<Mutex<Waiting>>);
 
 #[derive(Debug)]
 struct Waiting {
-    /// Turns that nobody has.
+    /// Turns that are free.
     free: usize,
     /// The clients that wait, in the order of their turns, each with its bodies.
     clients: VecDeque<(IpAddr, VecDeque<oneshot::Sender<Turn>>)>,

@@ -397,6 +397,7 @@ async fn begin_epoch(
             seen: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.seen),
         },
     };
+    let idle_days = context.config.streams.device_idle_days;
     for row in &tenants {
         let (name, state): (String, String) = (row.try_get("name")?, row.try_get("state")?);
         let Some(tenant) = Tenant::named(&name) else { continue };
@@ -404,8 +405,7 @@ async fn begin_epoch(
         batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED);
         // Their places are of the epoch before.
         batch.forget_memberships(&name);
-        let since = (position, context.config.streams.device_idle_days);
-        reset_streams(database, &mut guard, &keys, &tenant, since, batch).await?;
+        reset_streams(database, &mut guard, &keys, &tenant, (position, idle_days), batch).await?;
     }
     let mut batch = Batch::new(keys);
     batch.begin_epoch(&Checkpoint {
@@ -501,7 +501,8 @@ async fn record_epoch(database: &Database, slot: &str, epoch: &Epoch, server: &S
     Ok(())
 }
 
-/// Adds a `reset` entry to each stream of a tenant, in batches of which the first is given.
+/// Adds a `reset` entry to the streams of a tenant, and of its inboxes to those that are likely to be read, in batches of
+/// which the first is given.
 async fn reset_streams(
     database: &Database,
     guard: &mut Guarded<'_>,

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres_types::{PgLsn, Type};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::cursor::{ID_BYTES_MAX, PageStart};
@@ -24,6 +23,7 @@ use crate::contract::entry::Text;
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::members::{GROUPS_MAX, Members};
 use crate::contract::membership_log::CHANGES_MAX;
+use crate::core::digest;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::core::snapshot::Snapshot;
@@ -125,9 +125,7 @@ fn digest(rule: &Rule) -> u64 {
         (None, None) => serde_json::to_vec(&selection),
         placed => serde_json::to_vec(&(selection, placed)),
     };
-    let selection = selection.unwrap_or_default();
-    let digest = Sha256::digest(selection);
-    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    digest::short(selection.unwrap_or_default())
 }
 
 /// The start of the snapshot of a group; `None` if no rule sends rows to it.
