@@ -147,12 +147,14 @@ impl Bench {
             let answer = http.post("/api/auth/login", "", &login).await;
             tokens.push(answer["token"].as_str().unwrap().to_owned());
         }
-        // Users whose ids pgbench can count out, the senders among them.
+        // Users whose ids pgbench can count out, the senders among them. With a device, recipients have an inbox.
         sql.batch_execute(&format!(
             "CREATE FUNCTION counted(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
                  $$ SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid $$;
              INSERT INTO tenant_{TENANT}.users (id, username, user_type)
                  SELECT counted(n), 'mobile-' || n, 'mobile' FROM generate_series(1, {RECIPIENTS}) n;
+             INSERT INTO tenant_{TENANT}.devices (device_id, user_id)
+                 SELECT 'mobile-' || n, counted(n) FROM generate_series(1, {RECIPIENTS}) n;
              INSERT INTO tenant_{TENANT}.users (id, username, user_type)
                  SELECT counted(1000000 + n), 'sender-' || n, 'web' FROM generate_series(0, {}) n;",
             options.connections

@@ -16,9 +16,12 @@ CREATE FUNCTION tenant_bench.make(id bigint) RETURNS SETOF tenant_bench.events L
     SELECT id, tenant_bench.user_id(1 + id * 7919 % 10000), 'created', now(), repeat(md5(id::text), 4)
 $$;
 
+-- Each has a device, without which a user has no inbox.
 CREATE PROCEDURE tenant_bench.add_users(count bigint) LANGUAGE sql AS $$
     INSERT INTO tenant_bench.users (id, username, user_type)
-    SELECT tenant_bench.user_id(number), 'user' || number, 'mobile' FROM generate_series(1, count) number
+    SELECT tenant_bench.user_id(number), 'user' || number, 'mobile' FROM generate_series(1, count) number;
+    INSERT INTO tenant_bench.devices (device_id, user_id)
+    SELECT 'device' || number, tenant_bench.user_id(number) FROM generate_series(1, count) number
 $$;
 
 CREATE PROCEDURE tenant_bench.write(first bigint, last bigint, per_transaction bigint) LANGUAGE plpgsql AS $$
