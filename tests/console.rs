@@ -555,7 +555,7 @@ async fn abandoned_slot_and_paused_tenant_are_problems_whose_command_fixes_them(
 }
 
 #[tokio::test]
-async fn quarantined_change_is_a_problem_and_its_row_is_listed() {
+async fn quarantined_change_is_a_problem_until_it_is_retried_or_dropped() {
     let office = Office::with(|config| {
         with_token(config);
         config.routes = vec![serde_json::from_value(json!({"table": "orders", "to": ["owner_id"]})).unwrap()];
@@ -577,6 +577,23 @@ async fn quarantined_change_is_a_problem_and_its_row_is_listed() {
         (&json!(1), &json!("orders"), &json!("write row"))
     );
     let id = entry["id"].as_str().unwrap();
+    let retry = async |id: &str| {
+        let path = format!("/admin/api/tenants/acme/quarantine/{id}/retry");
+        operator.post(&path, &json!({"confirm": id})).await
+    };
+    // The row still names no user.
+    let refused = retry(id).await;
+    assert_eq!((refused.status.as_u16(), &*refused.code()), (409, "CONFLICT"));
+    office.sql("UPDATE tenant_acme.orders SET owner_id = NULL").await;
+    retry(id).await.expect(200);
+    no_problem(&mut events).await;
+
+    office
+        .sql("INSERT INTO tenant_acme.orders (owner_id) VALUES ('nobody')")
+        .await;
+    problem(&mut events, "quarantine").await;
+    let listed = operator.get("/admin/api/tenants/acme/quarantine").await.expect(200);
+    let id = listed["entries"][0]["id"].as_str().unwrap();
     operator
         .post(
             &format!("/admin/api/tenants/acme/quarantine/{id}/drop"),

@@ -11,6 +11,7 @@ pub mod figures;
 pub mod level;
 pub mod published;
 pub mod quarantine;
+pub mod quarantine_retry;
 pub mod routes;
 pub mod slot_report;
 pub mod status;

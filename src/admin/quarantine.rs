@@ -1,6 +1,7 @@
 //! A tenant's quarantine: changes that could not be routed or stored, each with its cause.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use redis::streams::StreamRangeReply;
 use serde::Serialize;
@@ -30,6 +31,16 @@ pub enum Remedy {
     Resync(&'static str),
     /// Its sender must send it again.
     Sender,
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row { .. } => f.write_str("`retry`, which touches the row, after its cause is fixed"),
+            Self::Resync(reason) => write!(f, "`retry --resync` only: {reason}"),
+            Self::Sender => f.write_str("the sender of the message: send a corrected message, and drop this one"),
+        }
+    }
 }
 
 /// A quarantined change.

@@ -215,6 +215,7 @@ static ADMIN_ROUTES: &[Route] = &[
     route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" Action actions::revoke),
     route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/resync" Action actions::resync_device),
     route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" Action actions::drop_quarantined),
+    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/retry" Action actions::retry_quarantined),
     route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" Action actions::resolve_conflict),
 ];
 

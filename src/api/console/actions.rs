@@ -2,6 +2,7 @@
 //! change is in the audit log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -9,6 +10,8 @@ use serde_json::json;
 
 use super::{BODY_BYTES_MAX, Console, operator, unavailable};
 use crate::accounts::devices;
+use crate::admin::quarantine::Remedy;
+use crate::admin::quarantine_retry::Retry;
 use crate::admin::slot_report::{self, SlotSnapshot};
 use crate::admin::{self, conflicts, quarantine};
 use crate::api::request::Request;
@@ -18,6 +21,9 @@ use crate::http::response::{self, Response};
 use crate::messages::conflicts::{Resolution, resolve};
 use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::tenants;
+
+/// How long a retry waits for an engine that publishes.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
 struct Confirmation {
@@ -150,6 +156,40 @@ pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Re
     let database = &console.diagnostics.database;
     quarantine::record(database, &tenant.name, "quarantine_dropped", removed, &actor).await;
     done(format!("removed {id} from quarantine"))
+}
+
+/// `POST /admin/api/tenants/:tenant/quarantine/:id/retry`.
+///
+/// # Errors
+/// 404, or 409 if the change stays in quarantine, with the reason.
+pub async fn retry_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
+    let tenant = console.tenant(&request).await?;
+    let id = request.param("id").to_owned();
+    let (_, actor) = confirmed(&mut request, &id).await?;
+    let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
+    let store = &console.diagnostics.store;
+    let entry = quarantine::one(store, &tenant.name, parsed).await?;
+    let remedy = quarantine::remedy(&entry.ok_or_else(|| not_found("entry"))?);
+    let retry = Retry {
+        config: &console.diagnostics.config,
+        database: &console.diagnostics.database,
+        store,
+        tenant: &tenant,
+        timeout: RETRY_TIMEOUT,
+    };
+    let remedies = vec![(parsed, remedy.clone())];
+    let retried = match remedy {
+        Remedy::Resync(_) => retry.by_resync(remedies, &actor).await,
+        Remedy::Row { .. } | Remedy::Sender => retry.by_rows(remedies, &actor).await,
+    };
+    let retried = retried.map_err(|error| unavailable(&error))?;
+    match retried.left.into_iter().next() {
+        Some(left) => Err(Error::new(
+            Code::CONFLICT,
+            format!("the change stays in quarantine: {}", left.reason),
+        )),
+        None => done(format!("delivered {id} and removed it from quarantine")),
+    }
 }
 
 /// `POST /admin/api/tenants/:tenant/conflicts/:id/resolve`.

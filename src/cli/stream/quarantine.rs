@@ -1,7 +1,5 @@
 //! `posduif stream quarantine`: changes that could not be routed or stored, and why.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
@@ -10,9 +8,9 @@ use serde_json::{Map, Value};
 use super::super::Confirm;
 use super::super::output::{self, Render, Text, outln};
 use super::super::table::or_nothing;
-use super::{Context, Tenants, seconds};
+use super::{Context, PUBLISH_TIMEOUT, Tenants, seconds};
 use crate::admin::quarantine::{self, Remedy, Report as Entry, time};
-use crate::admin::tenants::dropped_meanwhile;
+use crate::admin::quarantine_retry::{Left, Retried, Retry};
 use crate::contract::quarantine::QuarantineEntry;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
@@ -96,13 +94,10 @@ impl Quarantine {
                 let retried = if resync {
                     retry_by_resync(context, &tenant, remedies, Confirm { yes }).await?
                 } else {
-                    retry(context, &tenant, remedies).await?
+                    retry(context, &tenant).by_rows(remedies, &Actor::cli()).await?
                 };
-                if retried.settled > 0 {
-                    record(context, &tenant.name, "quarantine_retried", retried.settled as u64).await;
-                }
                 output::print(context.global, &retried)?;
-                retried.check()
+                check(&retried)
             }
             Verb::Drop { selection, confirm } => {
                 output::print(context.global, &drop(context, selection, confirm).await?)
@@ -235,20 +230,12 @@ impl Render for Detail {
             ("quarantined", or_nothing(time.as_ref())),
             ("position", or_nothing(position.as_ref())),
             ("cause", cause.clone()),
-            ("settled by", remedy_text(&quarantine::remedy(entry))),
+            ("settled by", quarantine::remedy(entry).to_string()),
         ];
         let fields = entry.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
         for (name, value) in head.into_iter().chain(fields) {
             outln!(out, "{name:<12} {}", output::printable(&value));
         }
-    }
-}
-
-fn remedy_text(remedy: &Remedy) -> String {
-    match remedy {
-        Remedy::Row { .. } => "`retry`, which touches the row, after its cause is fixed".to_owned(),
-        Remedy::Resync(reason) => format!("`retry --resync` only: {reason}"),
-        Remedy::Sender => "the sender of the message: send a corrected message, and drop this one".to_owned(),
     }
 }
 
@@ -265,45 +252,16 @@ async fn remedies(context: &Context<'_>, selection: &Selection) -> Result<Vec<(S
     Ok(remedies)
 }
 
-/// The result of a retry.
-#[derive(Serialize)]
-struct Retried {
-    tenant: String,
-    settled: usize,
-    left: Vec<Left>,
-}
-
-/// A change that stays in quarantine.
-#[derive(Serialize)]
-struct Left {
-    id: String,
-    reason: String,
-}
-
-impl Retried {
-    fn of(tenant: &Tenant, settled: usize, left: BTreeMap<StreamId, String>) -> Self {
-        let left = left.into_iter().map(|(id, reason)| Left {
-            id: id.to_string(),
-            reason,
-        });
-        Self {
-            tenant: tenant.name.clone(),
-            settled,
-            left: left.collect(),
-        }
+/// Fails if changes are left.
+fn check(retried: &Retried) -> Result<()> {
+    if retried.left.is_empty() {
+        return Ok(());
     }
-
-    /// Fails if changes are left.
-    fn check(&self) -> Result<()> {
-        if self.left.is_empty() {
-            return Ok(());
-        }
-        bail!(
-            "{} changes are left in the quarantine of tenant {}",
-            self.left.len(),
-            self.tenant
-        )
-    }
+    bail!(
+        "{} changes are left in the quarantine of tenant {}",
+        retried.left.len(),
+        retried.tenant
+    )
 }
 
 impl Render for Retried {
@@ -315,79 +273,6 @@ impl Render for Retried {
     }
 }
 
-/// A row by table and id, with the quarantined changes of it.
-type Rows = BTreeMap<(String, String), Vec<StreamId>>;
-
-/// Touches the rows, so that the log carries their present state to all users who see them now.
-async fn retry(context: &Context<'_>, tenant: &Tenant, remedies: Vec<(StreamId, Remedy)>) -> Result<Retried> {
-    let newest = quarantine::newest(&context.store, &tenant.name, 1).await?;
-    let newest = newest.first().map_or(StreamId::ZERO, |newest| newest.id);
-    let (mut left, mut rows) = (BTreeMap::new(), Rows::new());
-    for (id, remedy) in remedies {
-        match remedy {
-            Remedy::Row { table, id: row } => rows.entry((table, row)).or_default().push(id),
-            other => {
-                left.insert(id, remedy_text(&other));
-            }
-        }
-    }
-    touch(context, tenant, &rows, &mut left).await?;
-    let repeated = repeated(context, tenant, newest, &rows, &mut left).await?;
-    let settled: Vec<StreamId> = rows
-        .into_values()
-        .flatten()
-        .filter(|id| !left.contains_key(id))
-        .collect();
-    quarantine::forget(&context.store, &tenant.name, &[repeated, settled.clone()].concat()).await?;
-    Ok(Retried::of(tenant, settled.len(), left))
-}
-
-/// Touches the rows and waits until an engine has published that.
-async fn touch(
-    context: &Context<'_>,
-    tenant: &Tenant,
-    rows: &Rows,
-    left: &mut BTreeMap<StreamId, String>,
-) -> Result<()> {
-    let mut last = None;
-    for ((table, row), ids) in rows {
-        let schema = context.config.schema_of(table, tenant);
-        match tenants::touch_rows(&context.database, tenant, (schema, table), row).await {
-            Ok(Some(position)) => last = Some(position),
-            // The row is gone, and there is nothing to deliver.
-            Ok(None) => {}
-            Err(error) => left.extend(ids.iter().map(|id| (*id, format!("{error:#}")))),
-        }
-    }
-    match last {
-        Some(position) => context.wait_until_published(position, |_| {}).await,
-        None => Ok(()),
-    }
-}
-
-/// Entries after `newest` that a retry of these rows has caused. They repeat the ones retried, which are left.
-async fn repeated(
-    context: &Context<'_>,
-    tenant: &Tenant,
-    newest: StreamId,
-    rows: &Rows,
-    left: &mut BTreeMap<StreamId, String>,
-) -> Result<Vec<StreamId>> {
-    let (mut repeated, mut causes) = (Vec::new(), BTreeMap::new());
-    let visit = |entry: QuarantineEntry| {
-        if let Some(row) = quarantine::row(&entry).filter(|row| rows.contains_key(row)) {
-            repeated.push(entry.id);
-            causes.insert(row, entry.cause);
-        }
-    };
-    quarantine::each(&context.store, &tenant.name, newest, visit).await?;
-    for (row, cause) in causes {
-        let ids = rows.get(&row).into_iter().flatten();
-        left.extend(ids.map(|id| (*id, format!("the cause is not fixed: {cause}"))));
-    }
-    Ok(repeated)
-}
-
 /// Recreates the tenant's streams, which settles all changes except messages.
 async fn retry_by_resync(
     context: &Context<'_>,
@@ -395,31 +280,26 @@ async fn retry_by_resync(
     remedies: Vec<(StreamId, Remedy)>,
     confirm: Confirm,
 ) -> Result<Retried> {
-    let (mut settled, mut left) = (Vec::new(), BTreeMap::new());
-    for (id, remedy) in remedies {
-        match remedy {
-            Remedy::Row { .. } | Remedy::Resync(_) => settled.push(id),
-            Remedy::Sender => {
-                left.insert(id, remedy_text(&remedy));
-            }
-        }
-    }
     let devices = tenants::count_devices(&context.database, &tenant.name).await?;
+    let settled = remedies.iter().filter(|(_, remedy)| *remedy != Remedy::Sender).count();
     confirm.check(|| {
         format!(
-            "the {devices} devices of tenant {} would each take a snapshot, which settles {} changes",
+            "the {devices} devices of tenant {} would each take a snapshot, which settles {settled} changes",
             tenant.name,
-            settled.len()
         )
     })?;
-    if !settled.is_empty() {
-        let position = tenants::resync(&context.database, &tenant.name)
-            .await?
-            .with_context(|| dropped_meanwhile(&tenant.name))?;
-        context.wait_until_published(position, |_| {}).await?;
-        quarantine::forget(&context.store, &tenant.name, &settled).await?;
+    let retry = retry(context, tenant);
+    retry.by_resync(remedies, &Actor::cli()).await
+}
+
+fn retry<'a>(context: &'a Context<'_>, tenant: &'a Tenant) -> Retry<'a> {
+    Retry {
+        config: &context.config,
+        database: &context.database,
+        store: &context.store,
+        tenant,
+        timeout: PUBLISH_TIMEOUT,
     }
-    Ok(Retried::of(tenant, settled.len(), left))
 }
 
 #[derive(Serialize)]
@@ -437,14 +317,9 @@ async fn drop(context: &Context<'_>, selection: Selection, confirm: Confirm) -> 
         drop_some(context, &tenant, &ids, confirm).await?
     };
     if dropped > 0 {
-        record(context, &tenant, "quarantine_dropped", dropped).await;
+        quarantine::record(&context.database, &tenant, "quarantine_dropped", dropped, &Actor::cli()).await;
     }
     Ok(Dropped { tenant, dropped })
-}
-
-/// Adds an entry to the audit log.
-async fn record(context: &Context<'_>, tenant: &str, action: &'static str, changes: u64) {
-    quarantine::record(&context.database, tenant, action, changes, &Actor::cli()).await;
 }
 
 fn confirm_drop(confirm: Confirm, count: u64) -> Result<()> {

@@ -98,6 +98,21 @@ function Entry(props: { entry: QuarantineEntry; tenant: string; onChanged: () =>
         </dl>
       </details>
       <div class="buttons start">
+        {entry.remedy.action !== 'sender' && (
+          <ActionButton
+            onDone={onChanged}
+            action={{
+              verb: 'Deliver the change',
+              name: entry.id,
+              noun: 'the id of the entry',
+              path: url(['tenants', tenant, 'quarantine', entry.id, 'retry']),
+              effect:
+                entry.remedy.action === 'resync'
+                  ? 'The streams of the tenant are recreated, and each of its devices takes a snapshot. Fix the cause first.'
+                  : 'The row is touched, so that its users receive it as it is now. Fix the cause first.',
+            }}
+          />
+        )}
         <ActionButton
           onDone={onChanged}
           action={{

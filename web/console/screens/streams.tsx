@@ -54,6 +54,12 @@ function OneTenant({ streams, live }: { streams: TenantStreams; live: StreamRepo
   return (
     <>
       {streams.error && <p class="error">{streams.error}</p>}
+      <p class="lead">
+        {bytes(streams.memory_bytes)} of {bytes(streams.budget_bytes)}
+        {streams.exceeded && (
+          <strong class="fail">: beyond the budget, so that messages and uploads are refused until it is trimmed</strong>
+        )}
+      </p>
       {streams.stopped.map((one) => (
         <p key={one.stream} class="error">
           {one.stream} accepts no entries: {one.cause}
@@ -118,7 +124,8 @@ function streamColumns(most: number): ColumnOf<StreamReport>[] {
       cell: (row) => (
         <>
           {bytes(row.memory_bytes)}
-          <Meter value={row.memory_bytes} max={most} label={`Memory of ${row.stream}`} />
+          <Meter value={row.memory_bytes} max={row.bytes_max ?? most} label={`Memory of ${row.stream}`} />
+          {row.bytes_max !== null && <span class="sub">of {bytes(row.bytes_max)}</span>}
         </>
       ),
     },

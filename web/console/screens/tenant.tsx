@@ -4,7 +4,7 @@ import { ActionButton } from '../../parts/action'
 import type { Action } from '../../parts/confirm-name'
 import { Time } from '../../parts/duration'
 import { Facts, type Fact } from '../../parts/facts'
-import { number } from '../../parts/format'
+import { bytes, number } from '../../parts/format'
 import { useResource } from '../../parts/hooks'
 import { State } from '../../parts/level'
 import { Loaded } from '../../parts/loaded'
@@ -65,6 +65,12 @@ function factsOf(detail: TenantDetail): Fact[] {
     ['Inboxes', `${number(streams.inboxes)} with ${number(streams.inbox_entries)} entries`],
     ['Longest inbox', number(streams.longest_inbox)],
     ['Quarantine', number(streams.quarantine)],
+    [
+      'Memory in Redis',
+      <span class={streams.exceeded ? 'fail' : undefined}>
+        {bytes(streams.memory_bytes)} of {bytes(streams.budget_bytes)}
+      </span>,
+    ],
     ['Error', streams.error ? <span class="fail">{streams.error}</span> : 'none'],
   ]
 }

@@ -88,9 +88,15 @@ describe('actions', () => {
     await console.page.getByText('resolved: server').waitFor()
   })
 
-  test('a quarantined change is dropped', async () => {
+  test('a quarantined change whose cause is not fixed stays, and is dropped', async () => {
     await console.show('quarantine?tenant=demo', 'Quarantine')
     const { page } = console
+    await page.locator('main').getByRole('button', { name: 'Deliver the change' }).click()
+    const entry = await page.locator('main p.sub code').first().innerText()
+    await page.getByRole('dialog').getByRole('textbox').fill(entry)
+    await page.getByRole('dialog').getByRole('button', { name: 'Deliver the change' }).click()
+    await page.getByRole('dialog').getByText('stays in quarantine').waitFor()
+    await page.keyboard.press('Escape')
     await page.locator('main').getByRole('button', { name: 'Drop the entry' }).waitFor()
     const id = await page.locator('main p.sub code').first().innerText()
     await act(/^Drop the entry/, id, 'Drop the entry')
