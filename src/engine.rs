@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accounts::last_seen;
-use crate::accounts::limits::Limits;
+use crate::accounts::login_limits::Limits;
 use crate::accounts::mail::{self, Mails};
 use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};

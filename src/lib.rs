@@ -66,9 +66,9 @@
 //! | groups: users who share rows | `src/config/group.rs`; the id, and the most groups of a user, in `src/contract/group.rs` and `src/contract/members.rs`; `src/route/membership.rs`, `src/sync/members.rs`, `src/live/hub.rs` |
 //! | consumer groups of Redis | `src/admin/consumer_groups.rs`, `src/cli/stream/groups.rs` |
 //! | results of uploads | decided by functions in `migrations/tenant/` (the newest that replaces one is in force); read in `src/sync/outgoing/apply.rs`, their JSON in `src/api/item_body.rs` and `docs/openapi.yaml` |
-//! | events of live streams | of rows: `src/route/router.rs` and `src/route/messages.rs`; of the server: `src/api/live/event.rs`; names that rules may not use in `src/route/outbox.rs`; which of them wake a device in `src/push/mod.rs` |
+//! | events of live streams | names in `src/core/event.rs`; events of rows: `src/route/router.rs` and `src/route/messages.rs`; of the server: `src/api/live/event.rs` |
 //! | audit log | statements in `sql/` insert with what they change; actions, filters and the rest in `src/postgres/audit.rs` |
-//! | bounds of input | fixed ones beside the check (`src/feature/check.rs`, `src/accounts/names.rs`, `src/accounts/devices/device.rs`) and in `docs/openapi.yaml`; those that are settings in the section of their subject |
+//! | bounds of input | fixed ones beside the check (`src/feature/check.rs`, `src/accounts/user_names.rs`, `src/accounts/devices/device.rs`) and in `docs/openapi.yaml`; those that are settings in the section of their subject |
 //! | quarantine | kinds in `src/contract/quarantine.rs`; reasons in `src/route/router.rs` and `src/replication/pipeline/rows.rs`; what settles an entry in `src/admin/quarantine.rs` |
 //! | webhooks | settings in `src/config/webhook.rs`, requests in `src/net/webhook.rs`; retries in `src/push/webhook.rs` (devices) and `src/accounts/mail/retries.rs` (mails) |
 //! | metrics | `src/telemetry/metrics/`, gauges in `src/api/metrics.rs`; docs, dashboard and alerts are compared by tests |

@@ -19,7 +19,7 @@ use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use crate::accounts::devices::{Devices, NewDevice, Token};
-use crate::accounts::names::check_name;
+use crate::accounts::user_names::check_name;
 use crate::accounts::users::taken;
 use crate::config;
 use crate::core::page::{Page, Rows};

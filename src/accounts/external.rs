@@ -16,8 +16,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use crate::accounts::failed_logins::{FailedLogins, RefusedIdentity};
-use crate::accounts::names;
 use crate::accounts::standing::{StampProof, Standing, Standings};
+use crate::accounts::user_names;
 use crate::accounts::users::{NewUser, Role, UserType, Users};
 use crate::config::NewUserType;
 use crate::feature::Error;
@@ -248,7 +248,7 @@ impl ExternalUsers {
                     is_email_unverified: false,
                     password: None,
                 };
-                if names::check(&new).is_err() {
+                if user_names::check(&new).is_err() {
                     continue;
                 }
                 match self.insert(token, id, &new, address).await {

@@ -6,11 +6,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::accounts::limits::{Attempt, Limits, Subject};
-use crate::accounts::names::check_name;
+use crate::accounts::login_limits::{Attempt, Limits, Subject};
 use crate::accounts::password::{Passwords, Turn};
 use crate::accounts::second_factor::{Factor, SecondFactors};
 use crate::accounts::standing::Standing;
+use crate::accounts::user_names::check_name;
 use crate::accounts::users::{Role, UserType};
 use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;

@@ -12,8 +12,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use crate::accounts::loader::TenantLoader;
-use crate::accounts::names;
 use crate::accounts::password::Passwords;
+use crate::accounts::user_names;
 use crate::config;
 use crate::core::operation::Operation;
 use crate::core::page::{Page, Rows, Start};
@@ -172,7 +172,7 @@ pub struct NewUser {
 /// # Errors
 /// [`Error::Conflict`] when the username or email is taken, [`Error::NotFound`] for the tenant, [`Error::Invalid`].
 pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new: NewUser) -> Result<Uuid, Error> {
-    names::check(&new)?;
+    user_names::check(&new)?;
     let tenant = tenants::find(database, tenant)
         .await?
         .ok_or(Error::NotFound("tenant"))?;
@@ -475,7 +475,7 @@ pub struct Account {
 /// [`Error::NotFound`].
 pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Account, Error> {
     const NONE: Error = Error::NotFound("user");
-    names::check_name("username", name).map_err(|_| NONE)?;
+    user_names::check_name("username", name).map_err(|_| NONE)?;
     let row = database
         .query_opt(
             &sql!("accounts/user_find", tenant),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, broadcast};
 use tokio::time::MissedTickBehavior;
@@ -47,28 +47,48 @@ const WAITING_MAX: usize = 16;
 /// Tenants whose quarantine is counted.
 const TENANTS_MAX: usize = 10_000;
 
-/// Names of the columns of a row.
-pub const COLUMNS: [&str; 16] = [
-    "at",
-    "age_seconds",
-    "received_bytes",
-    "published_bytes",
-    "durable_bytes",
-    "acknowledged_bytes",
-    "rows_per_second",
-    "commit_to_stream_p50_ms",
-    "commit_to_stream_p99_ms",
-    "retained_bytes",
-    "streams_open",
-    "uploads_applied",
-    "uploads_duplicate",
-    "uploads_conflict",
-    "uploads_rejected",
-    "requests_per_second",
-];
+/// Declares the columns of a [`Row`] with their names.
+macro_rules! columns {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+        /// Names of the columns of a row.
+        const COLUMNS: [&str; [$(stringify!($name)),*].len()] = [$(stringify!($name)),*];
 
-/// One second; unknown figures are `None`.
-type Row = [Option<f64>; COLUMNS.len()];
+        /// One second; unknown figures are `None`.
+        #[derive(Debug, Clone, Copy, Default)]
+        struct Row {
+            $($(#[doc = $doc])* $name: Option<f64>,)*
+        }
+
+        impl Serialize for Row {
+            /// As an array, in the order of [`COLUMNS`].
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                [$(self.$name),*].serialize(serializer)
+            }
+        }
+    };
+}
+
+columns! {
+    /// When, in seconds since 1970.
+    at,
+    /// How old what clients see is.
+    age_seconds,
+    received_bytes,
+    published_bytes,
+    durable_bytes,
+    acknowledged_bytes,
+    rows_per_second,
+    commit_to_stream_p50_ms,
+    commit_to_stream_p99_ms,
+    /// WAL that Postgres keeps for the slot.
+    retained_bytes,
+    streams_open,
+    uploads_applied,
+    uploads_duplicate,
+    uploads_conflict,
+    uploads_rejected,
+    requests_per_second,
+}
 
 /// What figures are read from.
 #[derive(Debug, Clone)]
@@ -245,7 +265,7 @@ impl Sampler {
         let now = Totals {
             rows: metrics.replication.changes(),
             requests: metrics.http.requests_answered(),
-            uploads: UPLOADS.map(|results| results.iter().map(|result| metrics.sync.upload_items(result)).sum()),
+            uploads: UPLOADS.map(|result| metrics.sync.upload_items(result)),
         };
         let seconds = self.sampled_at.elapsed().as_secs_f64().max(0.001);
         let rate = |now: u64, before: u64| Some(rounded(now.saturating_sub(before) as f64 / seconds));
@@ -258,36 +278,29 @@ impl Sampler {
             let sample = replication.sample.borrow();
             sample.as_ref().and_then(|sample| sample.retained_wal_bytes())
         });
-        let uploads: Vec<Option<f64>> = now
-            .uploads
-            .iter()
-            .zip(&self.before.uploads)
-            .map(|(now, before)| rate(*now, *before))
-            .collect();
-        let [applied, duplicate, conflict, rejected] = uploads[..] else {
-            return Row::default();
-        };
-        let row = [
-            Some(rounded(unix_micros() as f64 / 1e6)),
-            hub.freshness().borrow().age().map(|age| rounded(age.as_secs_f64())),
-            behind(lag.map(|lag| lag.received)),
-            behind(lag.map(|lag| lag.published)),
-            behind(lag.map(|lag| lag.durable)),
-            behind(lag.map(|lag| lag.acknowledged)),
-            self.inputs
+        let uploads = |result: usize| rate(now.uploads[result], self.before.uploads[result]);
+        let row = Row {
+            at: Some(rounded(unix_micros() as f64 / 1e6)),
+            age_seconds: hub.freshness().borrow().age().map(|age| rounded(age.as_secs_f64())),
+            received_bytes: behind(lag.map(|lag| lag.received)),
+            published_bytes: behind(lag.map(|lag| lag.published)),
+            durable_bytes: behind(lag.map(|lag| lag.durable)),
+            acknowledged_bytes: behind(lag.map(|lag| lag.acknowledged)),
+            rows_per_second: self
+                .inputs
                 .replication
                 .as_ref()
                 .and_then(|_| rate(now.rows, self.before.rows)),
-            p50,
-            p99,
-            behind(retained),
-            Some(hub.subscribers() as f64),
-            applied,
-            duplicate,
-            conflict,
-            rejected,
-            rate(now.requests, self.before.requests),
-        ];
+            commit_to_stream_p50_ms: p50,
+            commit_to_stream_p99_ms: p99,
+            retained_bytes: behind(retained),
+            streams_open: Some(hub.subscribers() as f64),
+            uploads_applied: uploads(0),
+            uploads_duplicate: uploads(1),
+            uploads_conflict: uploads(2),
+            uploads_rejected: uploads(3),
+            requests_per_second: rate(now.requests, self.before.requests),
+        };
         self.before = now;
         self.sampled_at = Instant::now();
         self.follow_state();
@@ -408,7 +421,7 @@ impl Sampler {
         let replication = self.inputs.replication.as_ref();
         let directory = servers.directory.iter().flat_map(|(_, listed)| listed);
         Facts {
-            age_seconds: row[1],
+            age_seconds: row.age_seconds,
             bound_seconds: self.inputs.config.health.max_staleness_seconds,
             postgres: servers.postgres.clone(),
             redis: servers.redis.clone(),
@@ -440,7 +453,7 @@ impl Sampler {
             |of: fn(&DeviceFigures) -> i64| servers.tenants.values().map(|tenant| of(&tenant.devices)).sum::<i64>();
         let listed = servers.directory.as_ref().map(|(_, listed)| listed.len());
         json!({
-            "at": row[0],
+            "at": row.at,
             "engine": &*self.inputs.engine,
             "version": VERSION,
             "row": row,
@@ -466,7 +479,7 @@ impl Sampler {
                 "seen_24h": sum(|devices| devices.seen_1d),
                 "enrolled": sum(|devices| devices.enrolled),
             })),
-            "streams_open": row[10],
+            "streams_open": row.streams_open,
             "tenants": listed.map(|total| json!({
                 "total": total, "paused": facts.paused.len(), "quarantined": facts.quarantined.len(),
             })),
@@ -479,8 +492,8 @@ fn is_unready(problem: &Verdict) -> bool {
     matches!(problem.name, "postgres" | "redis" | "replication" | "freshness")
 }
 
-/// Results of uploaded items, by column.
-const UPLOADS: [&[&str]; 4] = [&["applied"], &["duplicate"], &["conflict"], &["rejected"]];
+/// Results of uploaded items.
+const UPLOADS: [&str; 4] = ["applied", "duplicate", "conflict", "rejected"];
 
 fn state_name(state: &ReplicatorState) -> &'static str {
     match state {
@@ -572,9 +585,10 @@ mod tests {
     use super::*;
 
     fn row(at: f64) -> Row {
-        let mut row = Row::default();
-        row[0] = Some(at);
-        row
+        Row {
+            at: Some(at),
+            ..Row::default()
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::confirmation::{Confirmed, Means, Proof, confirm_caller};
 use super::sessions::{check_passwords, live_session_user};
 use crate::accounts::mail::{self, Mails, Notice};
-use crate::accounts::{login, names};
+use crate::accounts::{login, user_names};
 use crate::api::App;
 use crate::api::admission::session_ended;
 use crate::api::request::Request;
@@ -67,7 +67,7 @@ pub async fn change_address(app: Arc<App>, mut request: Request) -> Result<Respo
     let body: AddressBody = request.json(app.config.server.body_bytes_max).await?;
     let mails = mails(&app)?;
     let email = required("email", body.email)?;
-    names::check_email(&email)?;
+    user_names::check_email(&email)?;
     let proof = Proof {
         current: body.current,
         code: body.code,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::accounts::enrollment::{self, Completion};
-use crate::accounts::limits::Limit;
+use crate::accounts::login_limits::Limit;
 use crate::accounts::users;
 use crate::api::auth::Principal;
 use crate::api::confirmation::{Proof, confirm_principal};

@@ -51,7 +51,7 @@ use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
 use crate::accounts::external::ExternalUsers;
 use crate::accounts::failed_logins::FailedLogins;
-use crate::accounts::limits::Limits;
+use crate::accounts::login_limits::Limits;
 use crate::accounts::mail::Mails;
 use crate::accounts::password::Passwords;
 use crate::accounts::second_factor::SecondFactors;

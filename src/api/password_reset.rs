@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::account::mails;
 use super::sessions::named_tenant;
-use crate::accounts::limits::Limit;
 use crate::accounts::login;
+use crate::accounts::login_limits::Limit;
 use crate::accounts::mail;
-use crate::accounts::names;
+use crate::accounts::user_names;
 use crate::accounts::users::{self, NewPassword};
 use crate::api::App;
 use crate::api::request::Request;
@@ -37,7 +37,7 @@ pub async fn request(app: Arc<App>, mut request: Request) -> Result<Response, Er
     let body: ResetBody = request.json(app.config.server.body_bytes_max).await?;
     let mails = mails(&app)?;
     let email = required("email", body.email)?;
-    names::check_name("email", &email)?;
+    user_names::check_name("email", &email)?;
     let tenant = named_tenant(&app, &request, body.tenant.as_deref())?;
     if !is_valid_name(&tenant) {
         return Err(Error::invalid(

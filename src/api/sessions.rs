@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use crate::accounts::devices::{self, DeviceInfo, DeviceType};
 use crate::accounts::failed_logins::Reason;
-use crate::accounts::limits::Limit;
 use crate::accounts::login::{self, Credentials, Login, Verifier};
-use crate::accounts::names;
+use crate::accounts::login_limits::Limit;
 use crate::accounts::sessions::{Client, Granted, Owner, RefreshToken};
 use crate::accounts::standing::StampProof;
+use crate::accounts::user_names;
 use crate::accounts::users::{self, NewPassword, NewUser, Role, UserType};
 use crate::api::App;
 use crate::api::admission::session_ended;
@@ -160,7 +160,7 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
         is_email_unverified: true,
         password: Some(required("password", body.password)?),
     };
-    names::check(&new)?;
+    user_names::check(&new)?;
     let device = named(body.device)?;
     let tenant = tenant?;
     // Fails without Redis, which the session needs, before the user is created.
@@ -201,7 +201,7 @@ fn registered_names(
         return Err(Error::invalid("username", text));
     }
     if let Some(email) = &email {
-        names::check_email(email)?;
+        user_names::check_email(email)?;
     }
     Ok((username, None, email))
 }

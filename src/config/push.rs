@@ -4,6 +4,7 @@ use super::rule;
 use super::secret::Secret;
 use super::section::{number, section, within};
 use super::webhook::Webhook;
+use crate::core::event;
 
 section! {
     /// Push triggers for devices that are offline: an entry in the tenant's stream `push`, and a webhook.
@@ -11,7 +12,7 @@ section! {
         /// Seconds without a stream after which a device with pending events is triggered.
         pub offline_delay_seconds: u64 = 60, 1..=3600;
         /// Live events that trigger; `*` for all. An empty list disables triggers.
-        pub events: Vec<String> = vec!["new_message".into()];
+        pub events: Vec<String> = vec![event::NEW_MESSAGE.into()];
         /// Seconds between two sweeps over all devices, which find what was missed.
         pub sweep_interval_seconds: u64 = 300, 10..=86_400;
         /// Maximum number of users with pending events kept in memory; the next sweep finds the others.

@@ -10,6 +10,7 @@ use super::group::Groups;
 use super::placement::{self, Placement, TenantOf};
 use super::provider::Provider;
 use super::section::within;
+use crate::core::event;
 use crate::core::operation::Operation;
 use crate::core::subject::UserNames;
 
@@ -22,14 +23,8 @@ pub const NO_SUBJECTS: &str = "none";
 /// Most columns in a list of a rule.
 const COLUMNS_MAX: usize = 1600;
 
-/// The live event of a user who joined a group.
-pub const GROUP_JOINED: &str = "group_joined";
-
-/// The live event of a user who left a group.
-pub const GROUP_LEFT: &str = "group_left";
-
 /// Events that no rule may send, since they say something about the reader.
-const RESERVED_EVENTS: [&str; 2] = [GROUP_JOINED, GROUP_LEFT];
+const RESERVED_EVENTS: [&str; 2] = [event::GROUP_JOINED, event::GROUP_LEFT];
 
 /// The table of encrypted state.
 pub const ENCRYPTED_STATES: &str = "encrypted_states";
@@ -174,12 +169,12 @@ impl Default for Rule {
 impl Rule {
     /// The built-in rule for encrypted state: all devices of the user.
     pub fn encrypted_states() -> Self {
-        Self::built_in(ENCRYPTED_STATES, "user_id", "state_changed", &[])
+        Self::built_in(ENCRYPTED_STATES, "user_id", event::STATE_CHANGED, &[])
     }
 
     /// The built-in rule for open conflicts: all devices of the author of the change.
     pub fn conflicts() -> Self {
-        Self::built_in("message_conflicts", "user_id", "conflict", &[])
+        Self::built_in("message_conflicts", "user_id", event::CONFLICT, &[])
     }
 
     /// Who sees the rows of the tables with built-in rules.

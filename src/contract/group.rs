@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::config::rule::{GROUP_JOINED, GROUP_LEFT};
+use crate::core::event::{GROUP_JOINED, GROUP_LEFT};
 
 /// Longest id of a group in bytes.
 pub const ID_BYTES_MAX: usize = 128;

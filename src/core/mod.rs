@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod digest;
+pub mod event;
 pub mod json;
 pub mod operation;
 pub mod page;

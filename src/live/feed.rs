@@ -13,6 +13,7 @@ use super::held::{Held, Released, Truncated, published};
 use super::visibility::{Look, Visibility};
 use crate::contract::entry::Entry;
 use crate::contract::group::Membership;
+use crate::core::event;
 use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
@@ -57,14 +58,40 @@ pub struct Feed {
     held: Option<Box<Held>>,
     /// The place of the last event that was given.
     given: ReadPosition,
-    has_unread_gap: bool,
-    /// Another session publishes: whether its history contains what was read before, the streams show.
-    is_unverified: bool,
+    history: History,
     missing: Missing,
-    /// The tenant is paused: what comes waits in the streams.
-    is_paused: bool,
-    /// It was paused when the feed began from now on, so that what waits is unknown.
-    owes_sum_up: bool,
+    pause: Pause,
+}
+
+/// Whether a feed may give what the hub has, or reads the streams first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum History {
+    /// It was read up to the feed's place.
+    Read,
+    /// Another session publishes: whether its history contains what was read before, the streams show.
+    Unverified,
+    /// Something was missed.
+    Gap,
+}
+
+/// Whether the tenant is paused: what comes waits in the streams then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    None,
+    Paused,
+    /// It was when the feed began from now on, so that what waits is unknown.
+    PausedFromTheStart,
+}
+
+impl Pause {
+    /// The state when the tenant is found paused, or not.
+    fn found(self, is_paused: bool) -> Self {
+        match (is_paused, self) {
+            (false, _) => Self::None,
+            (true, Self::None) => Self::Paused,
+            (true, paused) => paused,
+        }
+    }
 }
 
 /// How a feed is opened.
@@ -123,11 +150,13 @@ impl Feed {
             is_page,
             held: None,
             given: place,
-            has_unread_gap: false,
-            is_unverified: false,
+            history: History::Read,
             missing: standing.missing,
-            is_paused: standing.is_paused,
-            owes_sum_up: standing.is_paused,
+            pause: if standing.is_paused {
+                Pause::PausedFromTheStart
+            } else {
+                Pause::None
+            },
         };
         feed.set_groups(&standing);
         if resume.is_none() && !standing.missing.any() {
@@ -240,7 +269,7 @@ impl Feed {
     /// Waits for what the hub has for this reader. To be taken in by [`Feed::take`].
     pub fn poll_signals(&mut self, context: &mut Context<'_>) -> Poll<Signals> {
         // A tenant that is paused gets nothing.
-        if let (Some(held), false) = (&mut self.held, self.is_paused)
+        if let (Some(held), Pause::None) = (&mut self.held, self.pause)
             && let Poll::Ready(released) = held.poll_shown(&self.visibility, context)
         {
             self.release(released);
@@ -259,8 +288,10 @@ impl Feed {
         for notice in &signals.notices {
             self.take_notice(notice);
         }
-        self.has_unread_gap |= signals.is_gap;
-        self.must_read()
+        if signals.is_gap {
+            self.history = History::Gap;
+        }
+        self.history != History::Read
     }
 
     /// Reads the history behind the last place. False when the user's memberships must be read first.
@@ -269,51 +300,45 @@ impl Feed {
     /// When Redis fails; calling again tries again.
     pub async fn close_gap(&mut self) -> Result<bool, Error> {
         if !self.catch_up().await? {
-            self.has_unread_gap = true;
+            self.history = History::Gap;
             return Ok(false);
         }
-        self.is_unverified = false;
-        if std::mem::take(&mut self.has_unread_gap) {
+        if std::mem::replace(&mut self.history, History::Read) == History::Gap {
             // Changes of devices are in no stream.
             self.push_event(FeedEvent::DeviceChanged(None));
         }
         Ok(true)
     }
 
-    /// History must be read before notices count.
-    fn must_read(&self) -> bool {
-        self.has_unread_gap || self.is_unverified
-    }
-
     fn take_notice(&mut self, notice: &Arc<Notice>) {
         // In no stream and at a place that another event may have: it is delivered as often as it arrives.
-        if notice.event == "device_changed" {
+        if notice.event == event::DEVICE_CHANGED {
             self.push_event(FeedEvent::DeviceChanged(Some(notice.xid)));
             return;
         }
         // For what is remembered here, not for readers.
-        if notice.event == "user_seen" {
+        if notice.event == event::USER_SEEN {
             return;
         }
-        if notice.event == "tenant_resumed" {
-            self.has_unread_gap = true;
+        if notice.event == event::TENANT_RESUMED {
+            self.history = History::Gap;
             return;
         }
         if notice.term != self.place.term {
-            self.is_unverified = true;
+            self.history = self.history.max(History::Unverified);
             return;
         }
         // Behind a gap, history is read.
-        if self.must_read() || self.is_paused || notice.id <= self.place.position {
+        if self.history != History::Read || self.pause != Pause::None || notice.id <= self.place.position {
             return;
         }
-        if notice.event == "tenant_paused" {
-            self.is_paused = true;
+        if notice.event == event::TENANT_PAUSED {
+            self.pause = self.pause.found(true);
             return;
         }
         if notice.op.is_break() {
             // The streams show what broke.
-            self.has_unread_gap = true;
+            self.history = History::Gap;
             return;
         }
         self.place.position = notice.id;
@@ -370,7 +395,7 @@ impl Feed {
                 // What a stopped stream lacks, only a snapshot has.
                 Ok(Read::Broken(_)) | Err(Error::Stopped) => return self.jump(FeedEvent::Reset).await,
                 Err(Error::Paused) => {
-                    self.is_paused = true;
+                    self.pause = self.pause.found(true);
                     return Ok(true);
                 }
                 Err(error) => return Err(error),
@@ -397,9 +422,8 @@ impl Feed {
                 break;
             }
         }
-        self.is_paused = false;
         self.place.term = reading.term;
-        if std::mem::take(&mut self.owes_sum_up) {
+        if std::mem::replace(&mut self.pause, Pause::None) == Pause::PausedFromTheStart {
             self.push_event(FeedEvent::ReplayTruncated);
         }
         for entry in entries {
@@ -429,7 +453,7 @@ impl Feed {
             return Ok(false);
         }
         self.place = standing.place();
-        self.is_paused = standing.is_paused;
+        self.pause = self.pause.found(standing.is_paused);
         self.push_event(event);
         Box::pin(self.hold_unseen()).await;
         Ok(true)

@@ -15,6 +15,7 @@ use crate::contract::group::{self, Membership};
 use crate::contract::keys::Keys;
 use crate::contract::notice::{ChangeNotice, LiveEntry, Recipients};
 use crate::core::backoff::Backoff;
+use crate::core::event;
 use crate::core::operation::Operation;
 use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::time::age_of;
@@ -321,7 +322,7 @@ fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
         }
     }
     for (notice, Recipients { users, groups, .. }) in notices {
-        if notice.event == "device_changed" {
+        if notice.event == event::DEVICE_CHANGED {
             match &users {
                 None => hub.send_device_change(DeviceChange::Any),
                 Some(users) => {

@@ -585,66 +585,83 @@ impl Batch {
 
     /// Appends what comes behind the commands: the window, the live entry and the checkpoint.
     pub(super) fn write_tail(&self, tail: &Tail<'_>, out: &mut BytesMut) -> WrittenTail {
-        let mut count = self.queued.len();
-        let mut live = tail.live;
-        let mut live_index = None;
+        let mut commands = self.queued.len() + self.write_window(out);
+        let live = self.live_entry(tail);
+        let live_index = live.map(|_| commands);
+        if let Some(id) = live {
+            commands += self.write_live(tail, id, out);
+        }
+        self.write_checkpoint(tail, live, out);
+        WrittenTail {
+            commands: commands + 1,
+            live: live.unwrap_or(tail.live),
+            live_index,
+        }
+    }
+
+    /// Appends the commands on the window, and returns how many.
+    fn write_window(&self, out: &mut BytesMut) -> usize {
+        let window = self.keys.window();
+        let mut count = 0;
         // Before the removals: it may have been seen since.
         for entry in self.merged.iter().chain(&self.window) {
             let (first, range) = (entry.first.to_string(), entry.encode());
-            let window = self.keys.window();
             resp::command(out, &[b"HSET", window.as_bytes(), first.as_bytes(), range.as_bytes()]);
             count += 1;
         }
         if !self.window_done.is_empty() {
-            let window = self.keys.window();
             resp::begin(out, 2 + self.window_done.len());
-            resp::argument(out, b"HDEL");
-            resp::argument(out, window.as_bytes());
-            self.window_done
-                .iter()
-                .for_each(|id| resp::argument(out, id.as_bytes()));
+            for argument in ["HDEL", &window]
+                .into_iter()
+                .chain(self.window_done.iter().map(AsRef::as_ref))
+            {
+                resp::argument(out, argument.as_bytes());
+            }
             count += 1;
         }
-        if let Some(position) = self.position
-            && (self.heartbeat_ts.is_some() || self.announces || !self.notices.is_empty())
-            && position > tail.live
-        {
-            let key = self.keys.live(tail.lane);
-            resp::begin(out, 3 + notice::ARGUMENTS);
-            for text in ["XADD", &key, &position.to_string()] {
-                resp::argument(out, text.as_bytes());
-            }
-            let epoch = (tail.epoch.id, tail.term);
-            notice::write_entry(out, tail.live, epoch, self.heartbeat_ts, &self.notices);
-            live_index = Some(count);
-            count += 1;
-            live = position;
-            if tail.sequence.is_multiple_of(LIVE_TRIM_EVERY) {
-                let keep = tail.live_entries_max.to_string();
-                resp::command(out, &[b"XTRIM", key.as_bytes(), b"MAXLEN", b"~", keep.as_bytes()]);
-                count += 1;
-            }
+        count
+    }
+
+    /// The ID of the batch's live entry, if it has one.
+    fn live_entry(&self, tail: &Tail<'_>) -> Option<StreamId> {
+        let has_content = self.heartbeat_ts.is_some() || self.announces || !self.notices.is_empty();
+        self.position.filter(|position| has_content && *position > tail.live)
+    }
+
+    /// Appends the live entry, and returns the number of commands.
+    fn write_live(&self, tail: &Tail<'_>, id: StreamId, out: &mut BytesMut) -> usize {
+        let key = self.keys.live(tail.lane);
+        resp::begin(out, 3 + notice::ARGUMENTS);
+        for text in ["XADD", &key, &id.to_string()] {
+            resp::argument(out, text.as_bytes());
         }
+        let epoch = (tail.epoch.id, tail.term);
+        notice::write_entry(out, tail.live, epoch, self.heartbeat_ts, &self.notices);
+        if !tail.sequence.is_multiple_of(LIVE_TRIM_EVERY) {
+            return 1;
+        }
+        let keep = tail.live_entries_max.to_string();
+        resp::command(out, &[b"XTRIM", key.as_bytes(), b"MAXLEN", b"~", keep.as_bytes()]);
+        2
+    }
+
+    /// Appends the command on the checkpoint. `live` is the ID of the live entry before it.
+    fn write_checkpoint(&self, tail: &Tail<'_>, live: Option<StreamId>, out: &mut BytesMut) {
         let update = CheckpointUpdate {
             acknowledged: tail.marks.acknowledged,
             seen: tail.marks.seen,
             position: self.position.map(|position| (position, self.open)),
             complete: self.complete,
-            live: (live != tail.live).then_some(live),
+            live,
         };
         let fields = update.fields();
-        let checkpoint = self.keys.checkpoint();
         resp::begin(out, 2 + 2 * fields.len());
-        resp::argument(out, b"HSET");
-        resp::argument(out, checkpoint.as_bytes());
+        for argument in ["HSET", &self.keys.checkpoint()] {
+            resp::argument(out, argument.as_bytes());
+        }
         for (name, value) in &fields {
             resp::argument(out, name.as_bytes());
             resp::argument(out, value.as_bytes());
-        }
-        WrittenTail {
-            commands: count + 1,
-            live,
-            live_index,
         }
     }
 

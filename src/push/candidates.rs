@@ -18,6 +18,7 @@ use crate::contract::device_state::{PROGRESS_FIELDS, Progress};
 use crate::contract::entry::Entry;
 use crate::contract::lua;
 use crate::contract::push::PushEntry;
+use crate::core::event;
 use crate::core::position::{EpochId, StreamId};
 use crate::core::time::millis;
 use crate::live::tail::{ChangeListener, Notice};
@@ -59,15 +60,13 @@ impl PushCandidates {
     }
 
     /// Adds the recipients of an event; `None` is every user of the tenant.
-    fn add(&self, tenant: &str, event: &str, users: Option<&[Uuid]>) {
+    fn add(&self, tenant: &str, name: &str, users: Option<&[Uuid]>) {
         let wanted = self.wanted.read();
         let Some((events, most)) = &*wanted else { return };
-        let counts = match event {
+        let counts = match name {
             // Entries that were published while the tenant was paused wait for its devices, too.
-            "tenant_resumed" => true,
-            // Events for API nodes, which no stream contains.
-            "" | "tenant_paused" | "device_changed" | "user_seen" => false,
-            event => events.contains(event) || events.contains("*"),
+            event::TENANT_RESUMED => true,
+            name => !name.is_empty() && !event::is_internal(name) && (events.contains(name) || events.contains("*")),
         };
         if !counts {
             return;
@@ -319,7 +318,7 @@ fn is_own(device_id: &str, entry: &Entry) -> bool {
         device_id: Option<Cow<'a, str>>,
     }
     // The built-in tables' column; changes of a status by others have events of their own.
-    matches!(entry.event_name(), "message_updated" | "state_changed")
+    matches!(entry.event_name(), event::MESSAGE_UPDATED | event::STATE_CHANGED)
         && entry.row.as_ref().is_some_and(|row| {
             serde_json::from_slice::<Writer<'_>>(row.as_bytes())
                 .is_ok_and(|row| row.device_id.as_deref() == Some(device_id))

@@ -27,6 +27,7 @@ use self::candidates::{Decision, Device, PushCandidates, Terms};
 use self::schedule::Schedule;
 use self::webhook::Webhook;
 use crate::config::Config;
+use crate::core::event;
 use crate::core::tenant::Tenant;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
@@ -44,19 +45,8 @@ const PAGE: usize = 500;
 /// Devices in one round trip of decisions.
 const DECISIONS: usize = 50;
 
-/// Pause before what failed is tried again.
-const RETRY: Duration = Duration::from_secs(2);
-
-/// Events that go to single users by built-in rules. The shared stream holds none of them.
-const PERSONAL: [&str; 7] = [
-    "new_message",
-    "message_updated",
-    "message_read",
-    "message_synced",
-    "message_deleted",
-    "state_changed",
-    "conflict",
-];
+/// Pause before a look that failed is tried again.
+const LOOK_RETRY: Duration = Duration::from_secs(2);
 
 /// What waking needs.
 #[derive(Debug)]
@@ -168,7 +158,7 @@ impl Waker {
             }
             sweep.add(gathered.tenants.iter().filter_map(|name| Tenant::named(name)));
             if gathered.is_gap || schedule.take_overflow() {
-                next_sweep = next_sweep.min(now + RETRY);
+                next_sweep = next_sweep.min(now + LOOK_RETRY);
             }
             let result = async {
                 if next_sweep <= now {
@@ -180,9 +170,9 @@ impl Waker {
             };
             if let Err(error) = result.await {
                 tracing::warn!(cause = format!("{error:#}"), "push candidates not examined; retrying");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(LOOK_RETRY).await;
                 // The sweep finds the users that were just removed from the schedule.
-                next_sweep = next_sweep.min(Instant::now() + interval.min(RETRY * 5));
+                next_sweep = next_sweep.min(Instant::now() + interval.min(LOOK_RETRY * 5));
             }
         }
     }
@@ -239,7 +229,10 @@ impl Waker {
         let epoch = self.store.view().await?.epoch;
         let counts =
             |event: &str| !event.is_empty() && settings.events.iter().any(|wanted| wanted == "*" || wanted == event);
-        let is_shared = !settings.events.iter().all(|event| PERSONAL.contains(&event.as_str()));
+        let is_shared = !settings
+            .events
+            .iter()
+            .all(|event| event::PERSONAL.contains(&event.as_str()));
         let found = candidates::waiting(&self.store, &tenant.name, epoch, devices, counts, is_shared).await?;
         let waiting: Vec<_> = devices
             .iter()

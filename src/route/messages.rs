@@ -4,6 +4,7 @@
 use super::router::Delivery;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
 use crate::contract::stream_name::Audience;
+use crate::core::event;
 use crate::core::operation::Operation;
 use crate::decode::relation::Relation;
 
@@ -67,14 +68,18 @@ impl Columns {
         let recipient = user_id(row.after(self.recipient))?;
         let sender = user_id(row.after(self.sender))?;
         if let Some(user) = recipient {
-            out.push(Delivery::stored(Audience::User(user), Operation::Insert, "new_message"));
+            out.push(Delivery::stored(
+                Audience::User(user),
+                Operation::Insert,
+                event::NEW_MESSAGE,
+            ));
         }
         // The sender's other devices show what was sent.
         if let Some(user) = sender.filter(|user| Some(*user) != recipient) {
             out.push(Delivery::stored(
                 Audience::User(user),
                 Operation::Insert,
-                "message_updated",
+                event::MESSAGE_UPDATED,
             ));
         }
         Ok(())
@@ -95,7 +100,7 @@ impl Columns {
             out.push(Delivery::stored(
                 Audience::User(user),
                 Operation::Delete,
-                "message_deleted",
+                event::MESSAGE_DELETED,
             ));
         }
         Ok(())
@@ -120,20 +125,24 @@ impl Columns {
                 out.push(Delivery::stored(
                     Audience::User(user),
                     Operation::Delete,
-                    "message_deleted",
+                    event::MESSAGE_DELETED,
                 ));
             }
         }
         let was_read = row.before(self.read_at) == ColumnValue::Null && row.after(self.read_at).is_set();
         let event = match row.after(self.status) {
-            _ if was_read => "message_read",
-            ColumnValue::Text(b"synced") if bookkeeping => "message_synced",
-            ColumnValue::Text(b"read") if bookkeeping => "message_read",
-            _ => "message_updated",
+            _ if was_read => event::MESSAGE_READ,
+            ColumnValue::Text(b"synced") if bookkeeping => event::MESSAGE_SYNCED,
+            ColumnValue::Text(b"read") if bookkeeping => event::MESSAGE_READ,
+            _ => event::MESSAGE_UPDATED,
         };
         if let Some(user) = recipient {
             if old_recipient.is_some() && old_recipient != recipient {
-                out.push(Delivery::stored(Audience::User(user), Operation::Insert, "new_message"));
+                out.push(Delivery::stored(
+                    Audience::User(user),
+                    Operation::Insert,
+                    event::NEW_MESSAGE,
+                ));
             } else if !bookkeeping {
                 out.push(Delivery::stored(Audience::User(user), Operation::Update, event));
             }

@@ -21,9 +21,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::config::rule::{GROUP_JOINED, GROUP_LEFT, TENANT, is_event_name};
+use crate::config::rule::{TENANT, is_event_name};
 use crate::contract::group::GroupId;
 use crate::contract::stream_name::Audience;
+use crate::core::event::RESERVED;
 use crate::core::tenant::is_valid_name;
 
 /// The table in a tenant's schema.
@@ -37,22 +38,6 @@ pub const CONTENT_BYTES_MAX: usize = 64 * 1024;
 
 /// Most recipients of one message.
 pub const RECIPIENTS_MAX: usize = 1000;
-
-/// Events that the server itself sends to clients.
-const RESERVED: [&str; 12] = [
-    "bye",
-    "device_added",
-    "device_changed",
-    GROUP_JOINED,
-    GROUP_LEFT,
-    "hello",
-    "presence",
-    "reset",
-    "revoked",
-    "sync_required",
-    "tenant_paused",
-    "tenant_resumed",
-];
 
 /// An outbox message.
 #[derive(Debug)]

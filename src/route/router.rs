@@ -13,6 +13,7 @@ use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT, user_names}
 use crate::contract::entry::{live_columns, removal_columns};
 use crate::contract::group::{GroupId, InvalidId, Membership};
 use crate::contract::stream_name::Audience;
+use crate::core::event;
 use crate::core::operation::Operation;
 use crate::core::subject::UserNames;
 use crate::decode::relation::Relation;
@@ -259,24 +260,28 @@ impl Router {
             },
             "users" => {
                 let visible = ["username", "user_type", "role", "email", "disabled_at", "deleted_at"];
-                plan.store(&built_in(TENANT, "change", &visible), relation);
-                let access = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
+                plan.store(&built_in(TENANT, event::CHANGE, &visible), relation);
+                let access = built_in("id", event::DEVICE_CHANGED, &["disabled_at", "deleted_at"]);
                 plan.deliver_live(&access, relation);
                 // API nodes cache this column with the user.
-                plan.deliver_live(&built_in("id", "user_seen", &["last_seen"]), relation);
+                plan.deliver_live(&built_in("id", event::USER_SEEN, &["last_seen"]), relation);
             }
             ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
             "message_conflicts" => plan.store(&Rule::conflicts(), relation),
             "devices" => {
                 plan.inbox_column = relation.column("user_id");
                 // API nodes drop a device that changed from their caches.
-                let access = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
+                let access = built_in(
+                    "user_id",
+                    event::DEVICE_CHANGED,
+                    &["user_id", "revoked_at", "created_at"],
+                );
                 plan.deliver_live(&access, relation);
                 // A device that is added again gets another `created_at`.
-                let mut added = built_in("user_id", "device_added", &["created_at"]);
+                let mut added = built_in("user_id", event::DEVICE_ADDED, &["created_at"]);
                 added.when.op = vec![Operation::Insert, Operation::Update];
                 plan.store(&added, relation);
-                let mut other_key = built_in("user_id", "change", &["public_key"]);
+                let mut other_key = built_in("user_id", event::CHANGE, &["public_key"]);
                 other_key.when.op = vec![Operation::Update];
                 plan.store(&other_key, relation);
             }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 pub use self::sending::{Mailer, sender};
 pub use self::token::Claim;
 use self::token::Key;
-use crate::accounts::limits::Limits;
+use crate::accounts::login_limits::Limits;
 use crate::accounts::users::taken;
 use crate::config::Config;
 use crate::core::tenant::Tenant;

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use crate::config::rule::ENCRYPTED_STATES;
+use crate::core::event;
 use crate::core::operation::Operation;
 use crate::live::tail::Notice;
 use crate::sync::states;
@@ -124,8 +125,8 @@ impl<'a> Event<'a> {
     /// A new message, with the reader's unread count if it is known.
     pub fn new_message(notice: &Notice, unread: Option<i64>) -> Self {
         Self::new(
-            "new_message",
-            &json!({"type": "new_message", "message_id": notice.row_id, "unread_count": unread}),
+            event::NEW_MESSAGE,
+            &json!({"type": event::NEW_MESSAGE, "message_id": notice.row_id, "unread_count": unread}),
         )
     }
 }
@@ -133,12 +134,12 @@ impl<'a> Event<'a> {
 /// The kind of a change by the name of its live event.
 fn kind(event: &str) -> &'static str {
     match event {
-        "new_message" => "new_message",
-        "message_read" => "message_read",
-        "message_synced" => "message_synced",
-        "message_updated" => "message_updated",
-        "message_deleted" => "message_deleted",
-        "state_changed" => "state_changed",
-        _ => "change",
+        event::NEW_MESSAGE => event::NEW_MESSAGE,
+        event::MESSAGE_READ => event::MESSAGE_READ,
+        event::MESSAGE_SYNCED => event::MESSAGE_SYNCED,
+        event::MESSAGE_UPDATED => event::MESSAGE_UPDATED,
+        event::MESSAGE_DELETED => event::MESSAGE_DELETED,
+        event::STATE_CHANGED => event::STATE_CHANGED,
+        _ => event::CHANGE,
     }
 }

@@ -28,6 +28,7 @@ use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
 use crate::contract::group::Membership;
 use crate::contract::terms::Continuity;
+use crate::core::event::NEW_MESSAGE;
 use crate::core::position::StreamId;
 use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
@@ -407,7 +408,7 @@ impl Live {
             (FeedEvent::Change(notice), reader) => {
                 let mut event = Event::change(&notice).at(&cursor);
                 // Device streams name a new message `message`.
-                if event.name == "new_message" && matches!(reader, Reader::Device(_)) {
+                if event.name == NEW_MESSAGE && matches!(reader, Reader::Device(_)) {
                     event.name = "message";
                 }
                 self.send(sink, &event);
@@ -537,7 +538,7 @@ fn is_join(notice: &Notice) -> bool {
 }
 
 fn is_new_message(notice: &Notice) -> bool {
-    notice.event == "new_message" && notice.table == "messages"
+    notice.event == NEW_MESSAGE && notice.table == "messages"
 }
 
 /// A feed after this id if there is one, else from now on; and the number of rows pending for a device.

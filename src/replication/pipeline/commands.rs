@@ -6,6 +6,7 @@ use super::{Error, Pipeline, plan_of, text};
 use crate::contract::control::{Command, Trim};
 use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
+use crate::core::event;
 use crate::core::position::StreamId;
 use crate::decode::pgoutput::{Begin, Tuple};
 use crate::replication::difference::CAUSE_LENGTH_MAX;
@@ -47,7 +48,11 @@ impl Pipeline {
                 is_paused,
             } => self.begin_tenant(id, begin, &tenant, generation, is_paused),
             Command::SetState { tenant, is_paused } if self.tenants.contains(&tenant) => {
-                let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
+                let event = if is_paused {
+                    event::TENANT_PAUSED
+                } else {
+                    event::TENANT_RESUMED
+                };
                 self.entries.batch.set_state(&tenant, is_paused);
                 self.entries.batch.tenant_notice(id, &tenant, event, commit_ts);
             }
@@ -153,7 +158,7 @@ impl Pipeline {
         // The access of connected devices is revoked.
         self.entries
             .batch
-            .tenant_notice(id, name, "device_changed", begin.commit_ts);
+            .tenant_notice(id, name, event::DEVICE_CHANGED, begin.commit_ts);
         self.tenants.remove(&tenant);
     }
 }

@@ -655,49 +655,21 @@ impl Incoming {
     }
 
     /// Records the delivery in the device's state.
-    async fn record(&self, delivery: Delivery<'_>, page: Page) -> Result<Batch, Error> {
-        let Delivery {
-            device,
-            request,
-            state,
-            mut update,
-            start,
-            ..
-        } = delivery;
-        let Page { content, next, pending } = page;
-        let tenant = &device.tenant.name;
-        let position = (next.place.epoch, next.place.position);
-        let is_other_epoch = state.acknowledged.is_none_or(|(epoch, _)| epoch != next.place.epoch);
-        if content.source == Source::Snapshot && is_other_epoch {
-            // Prevents trimming until the device has received the whole snapshot.
-            update.acknowledged = Some(position);
-            update.settled = Some(next.place.position);
-        }
-        let timestamp = unique_timestamp(&state.given);
-        let cursor = self.cursors.encode(tenant, Owner::Device(&device.device_id), &next);
-        let is_new = !content.items.is_empty() || start.is_none_or(|(_, text)| text != cursor);
-        if is_new || request.since.is_some() {
-            let new = DeliveredBatch {
-                timestamp: rfc3339(timestamp),
-                cursor: cursor.clone(),
-                pending,
-            };
-            update.given = Some(device_state::with_given(state.given.clone(), new));
-        }
-        // The pages of a snapshot all carry its beginning; only the stream advances what push considers delivered.
-        if next.page.is_none() {
-            update.read = Some(position).filter(|_| state.read != Some(position));
-        }
-        update.last_sync_ms = Some(timestamp.0.timestamp_millis());
-        let catching_up = if content.has_more {
-            state.catching_up + (content.items.len() as u64).max(1)
-        } else {
-            0
+    async fn record(&self, delivery: Delivery<'_>, mut page: Page) -> Result<Batch, Error> {
+        let (device, tenant) = (delivery.device, &delivery.device.tenant.name);
+        let timestamp = unique_timestamp(&delivery.state.given);
+        let cursor = self
+            .cursors
+            .encode(tenant, Owner::Device(&device.device_id), &page.next);
+        let batch = DeliveredBatch {
+            timestamp: rfc3339(timestamp),
+            cursor: cursor.clone(),
+            pending: std::mem::take(&mut page.pending),
         };
-        update.catching_up = (catching_up != state.catching_up).then_some(catching_up);
-        update.error = state.error.is_some().then(String::new);
+        let update = update_after(&delivery, &page, timestamp, batch);
         device_state::write(&self.store, tenant, &device.device_id, &update).await?;
-        let now = state.updated(&update);
+        let now = delivery.state.updated(&update);
+        let content = page.content;
         if now.behind().is_some() {
             self.statuses.follow(device, !content.has_more);
         }
@@ -708,6 +680,39 @@ impl Incoming {
             status: now.status(),
         })
     }
+}
+
+/// What changes in the state of a device that is given a page as a batch.
+fn update_after(delivery: &Delivery<'_>, page: &Page, timestamp: Timestamp, batch: DeliveredBatch) -> Update {
+    let Delivery {
+        request, state, start, ..
+    } = delivery;
+    let Page { content, next, .. } = page;
+    let mut update = delivery.update.clone();
+    let position = (next.place.epoch, next.place.position);
+    let is_other_epoch = state.acknowledged.is_none_or(|(epoch, _)| epoch != next.place.epoch);
+    if content.source == Source::Snapshot && is_other_epoch {
+        // Prevents trimming until the device has received the whole snapshot.
+        update.acknowledged = Some(position);
+        update.settled = Some(next.place.position);
+    }
+    let is_new = !content.items.is_empty() || start.as_ref().is_none_or(|(_, text)| *text != batch.cursor);
+    if is_new || request.since.is_some() {
+        update.given = Some(device_state::with_given(state.given.clone(), batch));
+    }
+    // The pages of a snapshot all carry its beginning; only the stream advances what push considers delivered.
+    if next.page.is_none() {
+        update.read = Some(position).filter(|_| state.read != Some(position));
+    }
+    update.last_sync_ms = Some(timestamp.0.timestamp_millis());
+    let catching_up = if content.has_more {
+        state.catching_up + (content.items.len() as u64).max(1)
+    } else {
+        0
+    };
+    update.catching_up = (catching_up != state.catching_up).then_some(catching_up);
+    update.error = state.error.is_some().then(String::new);
+    update
 }
 
 /// The current time, but later than any batch delivered to the device.
