@@ -36,7 +36,7 @@ use crate::replication::outside::{Failures, Outside};
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
 use crate::replication::{difference, replicator, trim};
 use crate::route::router::Router;
-use crate::sync::outgoing::Outcome;
+use crate::sync::outgoing::{ItemCode, Outcome};
 use crate::sync::{tables, visibility};
 use crate::telemetry::metrics::{Labels, Metrics};
 use crate::telemetry::traces;
@@ -105,6 +105,7 @@ fn metrics(role: Role) -> Arc<Metrics> {
         epoch_reasons: Break::KINDS.into(),
         catalog_kinds: difference::Kind::ALL.map(difference::Kind::as_str).into(),
         upload_results: Outcome::ALL.map(Outcome::as_str).into(),
+        upload_codes: ItemCode::ALL.map(ItemCode::as_str).into(),
     };
     Arc::new(Metrics::new(role.replicates(), &labels))
 }

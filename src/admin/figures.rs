@@ -3,7 +3,7 @@
 //! What this process knows by itself is sampled all the time, and costs next to nothing. Servers are queried only while there
 //! are watchers, however many: Redis once a second, Postgres with one statement a second.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -480,6 +480,7 @@ impl Sampler {
                 "enrolled": sum(|devices| devices.enrolled),
             })),
             "streams_open": row.streams_open,
+            "rejections": self.inputs.metrics.sync.rejections().collect::<BTreeMap<_, _>>(),
             "tenants": listed.map(|total| json!({
                 "total": total, "paused": facts.paused.len(), "quarantined": facts.quarantined.len(),
             })),

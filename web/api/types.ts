@@ -60,6 +60,8 @@ export type Figures = {
   redis: { used_memory_bytes: number; maxmemory_bytes: number | null } | null
   devices: { online: number; seen_24h: number; enrolled: number } | null
   streams_open: number | null
+  /** Uploaded items that the engine has rejected since it started, by the code of the cause. */
+  rejections: Record<string, number>
   tenants: { total: number; paused: number; quarantined: number } | null
 }
 

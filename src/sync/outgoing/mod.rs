@@ -299,6 +299,13 @@ impl Outgoing {
     fn record(&self, device: &DevicePrincipal, results: &[ItemResult], pending: Option<u32>, took: Duration) {
         let statuses = results.iter().map(|result| result.status.as_str());
         self.metrics.sync.uploaded(statuses, took);
+        for code in results
+            .iter()
+            .filter(|result| result.status == Outcome::Rejected)
+            .filter_map(|result| result.code)
+        {
+            self.metrics.sync.rejected(code.as_str());
+        }
         let count = |wanted| results.iter().filter(|result| result.status == wanted).count();
         tracing::info!(
             device = device.device_id,

@@ -13,6 +13,7 @@ pub struct Labels {
     pub epoch_reasons: Vec<&'static str>,
     pub catalog_kinds: Vec<&'static str>,
     pub upload_results: Vec<&'static str>,
+    pub upload_codes: Vec<&'static str>,
 }
 
 /// Creates the counters of these values at zero.

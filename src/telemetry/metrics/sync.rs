@@ -19,6 +19,8 @@ pub struct Sync {
     acknowledgements: Counter,
     uploads: Counter,
     upload_items: Family<Label, Counter>,
+    rejections: Family<Label, Counter>,
+    codes: Vec<&'static str>,
     upload_seconds: Histogram,
 }
 
@@ -42,12 +44,15 @@ impl Sync {
             acknowledgements: Counter::default(),
             uploads: Counter::default(),
             upload_items: Family::default(),
+            rejections: Family::default(),
+            codes: labels.upload_codes.clone(),
             upload_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
         };
         for source in [Source::Snapshot, Source::Stream] {
             drop(new.batches.get_or_create(&source.label()));
         }
         create(&new.upload_items, "result", &labels.upload_results);
+        create(&new.rejections, "code", &labels.upload_codes);
         new
     }
 
@@ -80,6 +85,11 @@ impl Sync {
             self.upload_items.clone(),
         );
         registry.register(
+            "sync_upload_rejections",
+            "Items in the uploads of devices that were rejected, by the code of the cause",
+            self.rejections.clone(),
+        );
+        registry.register(
             "sync_upload_seconds",
             "Time to write an upload to Postgres",
             self.upload_seconds.clone(),
@@ -101,9 +111,20 @@ impl Sync {
         self.upload_items.get_or_create(&[("result", result)]).get()
     }
 
+    /// Items that were rejected so far by the codes that occurred.
+    pub fn rejections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let count = |code: &&'static str| (*code, self.rejections.get_or_create(&[("code", *code)]).get());
+        self.codes.iter().map(count).filter(|(_, count)| *count > 0)
+    }
+
     /// A device acknowledged without requesting a batch.
     pub fn acknowledged(&self) {
         self.acknowledgements.inc();
+    }
+
+    /// An item of an upload was rejected for this cause.
+    pub fn rejected(&self, code: &'static str) {
+        self.rejections.get_or_create(&[("code", code)]).inc();
     }
 
     /// An upload of a device was processed, with these results.

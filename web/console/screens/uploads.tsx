@@ -4,7 +4,7 @@ import { url } from '../../api/client'
 import type { Conflict, Conflicts } from '../../api/types'
 import { ActionButton } from '../../parts/action'
 import { Time } from '../../parts/duration'
-import { jsonText, shortId } from '../../parts/format'
+import { jsonText, number, shortId } from '../../parts/format'
 import { useResource, useStore } from '../../parts/hooks'
 import { State } from '../../parts/level'
 import { Loaded } from '../../parts/loaded'
@@ -18,7 +18,7 @@ import { UploadsChart } from './uploads-chart'
 const PAGE = 100
 
 export function Uploads({ params }: { params: Params }) {
-  const { receivedAt } = useStore(figures.state)
+  const { latest, receivedAt } = useStore(figures.state)
   const { tenant, tenants } = useTenant(params)
   const [limit, setLimit] = useState(PAGE)
   const path = tenant === null ? null : url(['tenants', tenant, 'conflicts'], { limit })
@@ -27,6 +27,7 @@ export function Uploads({ params }: { params: Params }) {
     <>
       <Stale at={receivedAt}>
         <UploadsChart ring={figures.ring} height={160} />
+        <Rejections counts={latest?.rejections ?? {}} />
       </Stale>
       <h2>Conflicts</h2>
       <div class="filters">
@@ -54,6 +55,28 @@ export function Uploads({ params }: { params: Params }) {
         }
       </Loaded>
     </>
+  )
+}
+
+/** Causes of rejections, the most frequent first. */
+export function causesOfRejections(counts: Readonly<Record<string, number>>): [code: string, count: number][] {
+  return Object.entries(counts).sort((a, b) => b[1] - a[1])
+}
+
+function Rejections({ counts }: { counts: Readonly<Record<string, number>> }) {
+  const causes = causesOfRejections(counts)
+  if (causes.length === 0) return null
+  return (
+    <section aria-label="Rejections">
+      <p class="lead">Rejected since the engine started, by the code of the cause:</p>
+      <ul class="causes">
+        {causes.map(([code, times]) => (
+          <li key={code}>
+            <span class="badge">{number(times)}</span> <code>{code}</code>
+          </li>
+        ))}
+      </ul>
+    </section>
   )
 }
 

@@ -21,6 +21,7 @@ function figures(at: number, engine = 'a'): Figures {
     redis: null,
     devices: null,
     streams_open: 0,
+    rejections: {},
     tenants: null,
   }
 }

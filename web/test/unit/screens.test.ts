@@ -5,7 +5,7 @@ import { secondsOf } from '../../console/screens/pipeline'
 import { causesOf } from '../../console/screens/quarantine'
 import { momentsOf } from '../../console/screens/row-life'
 import { growthText, levelOf, shareText } from '../../console/screens/slots'
-import { linesOf } from '../../console/screens/uploads'
+import { causesOfRejections, linesOf } from '../../console/screens/uploads'
 import { stack } from '../../parts/stack'
 
 const slot = (part: Partial<SlotReport>): SlotReport =>
@@ -42,6 +42,13 @@ test('causes of the quarantine are counted, the most frequent first', () => {
   assert.deepEqual(causesOf(entries), [
     ['b', 2],
     ['a', 1],
+  ])
+})
+
+test('causes of rejections are listed, the most frequent first', () => {
+  assert.deepEqual(causesOfRejections({ FORBIDDEN: 1, NOT_FOUND: 3 }), [
+    ['NOT_FOUND', 3],
+    ['FORBIDDEN', 1],
   ])
 })
 
