@@ -15,7 +15,7 @@ use crate::accounts::login_limits::Limits;
 use crate::accounts::mail::{self, Mails};
 use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};
-use crate::api::service::Service;
+use crate::api::service::{AdminService, Service};
 use crate::api::{App, Parts};
 use crate::config::{self, Config};
 use crate::http::listener;
@@ -235,7 +235,7 @@ impl Engine {
             async move { replicator::run(&config, &database, due, &report, stop).await }
         };
         self.parts
-            .spawn(on_own_thread(replicating, self.release.token().clone()));
+            .spawn(on_own_thread("replication", replicating, self.release.token().clone()));
         let trimming = trim::run(config.clone(), database.clone(), store.clone(), cuts, stop);
         self.parts.spawn(async move {
             trimming.await;
@@ -292,10 +292,17 @@ impl Engine {
                 sampling.await;
                 Ok(())
             });
-            let service = Service::admin(diagnostics.clone(), console)?;
-            let (server, stop) = (Server::new(listener, settings, metrics.clone(), service)?, stop.clone());
+            let service = AdminService::new(diagnostics.clone(), console)?;
+            let (metrics, stop) = (metrics.clone(), stop.clone());
+            // To be registered where it is served.
+            let listener = listener.into_std()?;
+            let serving = async move {
+                let listener = TcpListener::from_std(listener)?;
+                let server = Server::new(listener, settings, metrics, service)?;
+                server.run(stop).await.context("the admin listener failed")
+            };
             self.parts
-                .spawn(async move { server.run(stop).await.context("the admin listener failed") });
+                .spawn(on_own_thread("admin", serving, self.release.token().clone()));
         }
         let settings = diagnostics.config.server.clone();
         let server = Server::new(listener, settings, metrics, Service::new(diagnostics, app)?)?;
@@ -423,11 +430,13 @@ impl Engine {
 }
 
 /// Futures of unoptimised builds are larger than the default stack of a thread allows.
-const REPLICATION_STACK_BYTES: usize = 8 * 1024 * 1024;
+const STACK_BYTES: usize = 8 * 1024 * 1024;
 
-/// Runs work on a dedicated thread: it wakes on each read and each reply, and moving between threads costs more than
-/// the work itself. The thread runs until `release`, or until the future is dropped.
+/// Runs work on a dedicated thread. Replication wakes on each read and each reply, and moving between threads costs more than
+/// the work itself; the admin listener answers while other threads are busy. The thread runs until `release`, or until the
+/// future is dropped.
 async fn on_own_thread(
+    name: &'static str,
     work: impl Future<Output = Result<()>> + Send + 'static,
     release: CancellationToken,
 ) -> Result<()> {
@@ -436,8 +445,8 @@ async fn on_own_thread(
     let abandoned = CancellationToken::new();
     let _guard = abandoned.clone().drop_guard();
     std::thread::Builder::new()
-        .name("replication".into())
-        .stack_size(REPLICATION_STACK_BYTES)
+        .name(name.into())
+        .stack_size(STACK_BYTES)
         .spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {
@@ -449,6 +458,6 @@ async fn on_own_thread(
                 }
             });
         })
-        .context("cannot start the replication thread")?;
-    result.await.context("the replication thread panicked")?
+        .with_context(|| format!("cannot start the thread {name}"))?;
+    result.await.with_context(|| format!("the thread {name} panicked"))?
 }

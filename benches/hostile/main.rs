@@ -17,6 +17,7 @@ mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::rc::Rc;
@@ -114,7 +115,6 @@ impl Shared {
         let mut seen = self.seen.borrow_mut();
         match what {
             "login" => seen.logins.push(took),
-            "health" => seen.health.push(took),
             _ => seen.requests.push(took),
         }
         if status != good {
@@ -197,12 +197,14 @@ impl Bench {
             tasks.spawn_local(logins(self.shared.clone(), self.address, number));
         }
         tasks.spawn_local(phone(self.shared.clone(), self.address, self.phone.clone()));
-        tasks.spawn_local(probe(self.shared.clone(), self.admin));
+        let probing = Probe::start(self.admin);
         // Connections are opened and statements planned before anything counts.
         tokio::time::sleep(Duration::from_secs(3)).await;
         self.shared.seen.take();
+        probing.take();
         tokio::time::sleep(Duration::from_secs(options.quiet_seconds)).await;
-        let quiet = self.shared.seen.take();
+        let mut quiet = self.shared.seen.take();
+        quiet.add(probing.take());
         let memory_quiet = Process::of(self.engine.id().unwrap()).peak_kib;
 
         let target = Target {
@@ -221,8 +223,10 @@ impl Bench {
         let mut lines = BufReader::new(hostile.stdout.take().unwrap()).lines();
         assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("ready"));
         self.shared.seen.take();
+        probing.take();
         tokio::time::sleep(Duration::from_secs_f64(options.minutes * 60.0)).await;
-        let attacked = self.shared.seen.take();
+        let mut attacked = self.shared.seen.take();
+        attacked.add(probing.take());
         // Its standard input ends, and it prints what it has done.
         drop(hostile.stdin.take());
         let mut report = Vec::new();
@@ -408,13 +412,49 @@ async fn sync(shared: &Shared, address: SocketAddr, credentials: &str, last: boo
     }
 }
 
-/// Looks whether the admin listener answers.
-async fn probe(shared: Rc<Shared>, admin: SocketAddr) {
-    let asked = request("GET", "/health", "", b"");
-    while !shared.is_over.get() {
-        let (took, status, _) = ask(&mut None, Ipv4Addr::LOCALHOST, admin, &asked).await;
-        shared.note("health", took, status, 200);
-        tokio::time::sleep(PROBE_PAUSE).await;
+/// Looks whether the admin listener answers, from a thread of its own as a monitoring system would: it does not wait for the
+/// other clients here.
+struct Probe(std::sync::mpsc::Receiver<(Duration, u16)>);
+
+impl Probe {
+    fn start(admin: SocketAddr) -> Self {
+        let (sender, answers) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let asked = request("GET", "/health", "connection: close\r\n", b"");
+            loop {
+                let start = Instant::now();
+                let status = Self::ask(admin, &asked).unwrap_or(0);
+                if sender.send((start.elapsed(), status)).is_err() {
+                    return;
+                }
+                std::thread::sleep(PROBE_PAUSE);
+            }
+        });
+        Self(answers)
+    }
+
+    /// The status of an answer.
+    fn ask(admin: SocketAddr, asked: &[u8]) -> std::io::Result<u16> {
+        let mut stream = std::net::TcpStream::connect_timeout(&admin, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.write_all(asked)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok(status.unwrap_or(0))
+    }
+
+    /// What was answered since the last time.
+    fn take(&self) -> Vec<(Duration, u16)> {
+        self.0.try_iter().collect()
+    }
+}
+
+impl Seen {
+    fn add(&mut self, answers: Vec<(Duration, u16)>) {
+        let refused = answers.iter().filter(|(_, status)| *status != 200);
+        self.refused.extend(refused.map(|(_, status)| ("health", *status)));
+        self.health.extend(answers.iter().map(|(took, _)| *took));
     }
 }
 

@@ -10,6 +10,8 @@ use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Version};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::App;
@@ -45,6 +47,45 @@ pub struct Service {
     router: Router<&'static Route>,
     /// For the bodies of all requests.
     memory: BodyMemory,
+}
+
+/// The service of the admin listener. It runs on a thread of its own, so that `/health` is answered while all others are busy;
+/// these do the rest.
+#[derive(Debug)]
+pub struct AdminService {
+    service: Arc<Service>,
+    workers: Handle,
+}
+
+impl AdminService {
+    /// To be called where the rest is to be done.
+    ///
+    /// # Errors
+    /// When two paths of the route table collide.
+    pub fn new(diagnostics: Arc<Diagnostics>, console: Arc<Console>) -> Result<Self, matchit::InsertError> {
+        let service = Service {
+            console: Some(console),
+            ..Service::of(diagnostics, None, Surface::Admin)?
+        };
+        Ok(Self {
+            service: Arc::new(service),
+            workers: Handle::current(),
+        })
+    }
+}
+
+impl server::Service for AdminService {
+    async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
+        if request.uri().path() == "/health" {
+            return self.service.respond(request, peer).await;
+        }
+        let service = self.service.clone();
+        let responding = self.workers.spawn(async move { service.respond(request, peer).await });
+        match AbortOnDropHandle::new(responding).await {
+            Ok(response) => response,
+            Err(_) => Error::internal("the engine stops").into_response(""),
+        }
+    }
 }
 
 /// A handler and its state.
@@ -117,17 +158,6 @@ impl Service {
         Ok(Self {
             is_secure: diagnostics.config.server.is_secure(),
             ..Self::of(diagnostics, app, surface)?
-        })
-    }
-
-    /// The service of the admin listener.
-    ///
-    /// # Errors
-    /// When two paths of the route table collide.
-    pub fn admin(diagnostics: Arc<Diagnostics>, console: Arc<Console>) -> Result<Self, matchit::InsertError> {
-        Ok(Self {
-            console: Some(console),
-            ..Self::of(diagnostics, None, Surface::Admin)?
         })
     }
 
