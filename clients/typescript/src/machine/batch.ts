@@ -3,7 +3,7 @@ import { Draft } from './draft.js'
 import type { Batch, Event, RowId } from './event.js'
 import { audiencesOf, forgetAudience, forgetUnseen, groupName, isSeen, storeGroups } from './groups.js'
 import { overtake, overtakeMissing, receive } from './rows.js'
-import { rowName, type State, type StoredRow } from './state.js'
+import { CLOSED_MAX, rowName, type State, type StoredRow } from './state.js'
 
 /** The rows that a batch may change or compare with: the event needs them as stored. */
 export function rowsOf(batch: Batch, state: State): RowId[] {
@@ -35,7 +35,9 @@ export function regroupedBy(batch: Batch, { device }: State): ((row: StoredRow) 
 }
 
 /** The table whose rows are the open conflicts of the user. */
-const CONFLICTS = 'message_conflicts'
+export const CONFLICTS = 'message_conflicts'
+
+type Conflicts = (Event & { type: 'batch' })['conflicts']
 
 /** Whether a batch may end conflicts: the event needs those that are open here. */
 export function endsConflicts(batch: Batch, state: State): boolean {
@@ -108,16 +110,25 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
 }
 
 /** Deletes a row. A conflict whose row goes was decided on another device or page of the user, or with its row. */
-function remove(draft: Draft, table: string, id: string, conflicts: ReadonlyMap<string, string>): void {
+function remove(draft: Draft, table: string, id: string, conflicts: Conflicts): void {
   draft.put(table, id, null)
-  const key = table === CONFLICTS ? conflicts.get(id) : undefined
-  if (key !== undefined) draft.results.set(key, null)
+  if (table !== CONFLICTS) return
+  const result = conflicts.get(id)
+  if (result) draft.results.set(result.item.key, null)
+  else if (draft.state.outbox.some(({ sent }) => sent !== 'no')) {
+    draft.device({ closed: [...draft.state.device.closed, id].slice(-CLOSED_MAX) })
+  }
 }
 
-function endSnapshot(draft: Draft, old: readonly RowId[], conflicts: ReadonlyMap<string, string>): void {
+function endSnapshot(draft: Draft, old: readonly RowId[], conflicts: Conflicts): void {
   for (const [table, id] of old) {
     // The batch itself may have brought it.
     if (!draft.rows.has(rowName(table, id))) remove(draft, table, id, conflicts)
+  }
+  const { generation } = draft.state.device
+  for (const [id, result] of conflicts) {
+    // The stream no longer brings its end, or has never brought its begin.
+    if (result.generation < generation && !draft.stored(CONFLICTS, id)) draft.results.set(result.item.key, null)
   }
   overtakeMissing(draft)
   draft.device({ inSnapshot: false, hasSynced: true })

@@ -73,8 +73,11 @@ export type Event =
       readonly old: readonly RowId[]
       /** Those that a `join` or `leave` of the batch may concern; `stored` has them. */
       readonly regrouped: readonly RowId[]
-      /** The keys of changes that lost a conflict which the user has not decided here, by its id. */
-      readonly conflicts: ReadonlyMap<string, string>
+      /**
+       * Lost conflicts that the user has not decided here, by their ids. At the end of a snapshot `stored` has their rows in
+       * the list of the server.
+       */
+      readonly conflicts: ReadonlyMap<string, StoredResult>
     }
   | {
       readonly type: 'results'

@@ -53,6 +53,8 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
       return version === undefined ? item : { ...item, baseVersion: version }
     })
     draft.device({ ackedSeq: acked })
+    const { device, outbox } = draft.state
+    if (device.closed.length > 0 && outbox.every(({ sent }) => sent === 'no')) draft.device({ closed: [] })
   }
   return items.length - versions.size
 }
@@ -85,7 +87,9 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
     winner,
     conflictId,
     server,
-    isOpen: !isInEffect,
+    // The answer was late: the user has decided the conflict elsewhere.
+    isOpen: !isInEffect && !(conflictId !== null && draft.state.device.closed.includes(conflictId)),
+    generation: draft.state.device.generation,
   }
   draft.results.set(item.key, stored)
   // What the user has to decide is read from the storage: it must outlive this process.

@@ -28,6 +28,8 @@ export type Device = {
   readonly groups: readonly string[]
   /** Conflicts that the user has decided here, and that the server still lists as open. */
   readonly decided: readonly string[]
+  /** Conflicts that batches have closed while the results of sent changes are missing: one of these may name them. */
+  readonly closed: readonly string[]
   /** Changes of former users of this storage, until they return. */
   readonly parked: readonly Parked[]
 }
@@ -66,6 +68,8 @@ export type StoredResult = {
   readonly server: JsonObject | null
   /** Whether the user must see it: it was refused, or lost its conflict. */
   readonly isOpen: boolean
+  /** Of the device when the result came: a conflict of an earlier one was there when the snapshot began. */
+  readonly generation: number
 }
 
 /** Why a request had no effect that the device may rely on. */
@@ -129,6 +133,9 @@ export type State = {
 
 export const UPLOAD_ITEMS_MAX = 500
 
+/** Of `closed`: more than a user decides while one answer is missing. */
+export const CLOSED_MAX = 1000
+
 const LANE: Lane = { wanted: false, pause: 'none', failures: 0, error: null }
 
 const LIVE: Live = {
@@ -157,6 +164,7 @@ export const EMPTY_DEVICE: Device = {
   lastSyncedAt: null,
   groups: [],
   decided: [],
+  closed: [],
   parked: [],
 }
 

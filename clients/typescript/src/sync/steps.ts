@@ -1,7 +1,7 @@
-import { endsConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
+import { CONFLICTS, endsConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
 import type { Batch, ItemResult, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
-import { rowName, type StoredRow } from '../machine/state.js'
+import { rowName, type StoredResult, type StoredRow } from '../machine/state.js'
 import type { Session } from '../session/session.js'
 import type { Store, StoreError } from '../store/store.js'
 
@@ -30,9 +30,13 @@ export function storeBatch(
         stored.set(rowName(...id), row)
       })
     }
-    const conflicts = new Map<string, string>()
-    for (const { item, conflictId } of endsConflicts(batch, state) ? await session.openResults() : []) {
-      if (conflictId !== null) conflicts.set(conflictId, item.key)
+    const conflicts = new Map<string, StoredResult>()
+    for (const result of endsConflicts(batch, state) ? await session.openResults() : []) {
+      if (result.conflictId !== null) conflicts.set(result.conflictId, result)
+    }
+    if (isLast) {
+      const rows = await session.rows([...conflicts.keys()].map((id) => [CONFLICTS, id]))
+      for (const [name, row] of rows) stored.set(name, row)
     }
     return { type: 'batch', ticket, requested, at, batch, stored, old, regrouped, conflicts }
   })

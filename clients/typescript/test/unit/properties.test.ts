@@ -66,8 +66,11 @@ class Story {
   readonly #contested = new Set<string>()
   #count = 0
 
-  /** Conflicts that the user decided on another page before this device could know them. */
-  readonly early = new Set<string>()
+  /**
+   * Conflicts that the user decided elsewhere before this device had learned of them, and its generation then. If a snapshot
+   * follows, nothing says whether they were closed before it, or the change arrived after it.
+   */
+  readonly early = new Map<string, number>()
 
   readonly #hasLists: boolean
 
@@ -125,7 +128,8 @@ class Story {
         const [conflict] = server.conflicts
         if (conflict === undefined) return
         const isKnown = [...scene.results.values()].some(({ conflictId }) => conflictId === conflict)
-        if (!isKnown || !scene.stored('message_conflicts', conflict)) this.early.add(conflict)
+        if (!isKnown && !scene.stored('message_conflicts', conflict))
+          this.early.set(conflict, scene.state.device.generation)
         return server.resolve(conflict)
       }
       case 'join':
@@ -265,7 +269,7 @@ function check(plays: readonly Step[], hasLists: boolean): void {
   assert.deepEqual(scene.state.device.decided, [])
   const results = [...scene.results.values()]
   const open = results.flatMap(({ isOpen, conflictId }) => (isOpen && conflictId ? [conflictId] : []))
-  const known = open.filter((conflict) => !story.early.has(conflict))
+  const known = open.filter((conflict) => !((story.early.get(conflict) ?? Infinity) < scene.state.device.generation))
   assert.deepEqual(known.sort(), [...server.conflicts].sort())
   for (const [key, count] of server.effects) assert.equal(count, 1, key)
 }

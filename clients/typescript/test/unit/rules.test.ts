@@ -440,10 +440,76 @@ describe('outbox', () => {
         scene.answer({ status: 'conflict', winner: 'theirs', version: 2, conflictId })
       scene.sync()
       const change = { table: 'message_conflicts', op: 'delete', id: 'c-1', row: null }
-      scene.batch(isReset ? { cursor: 'd1', reset: true } : { cursor: 'c3', changes: [change] })
+      const still = { ...change, op: 'insert', id: 'c-2', row: { id: 'c-2' } }
+      scene.batch(isReset ? { cursor: 'd1', reset: true, changes: [still] } : { cursor: 'c3', changes: [change] })
       assert.deepEqual([...scene.results.values()].map(({ conflictId }) => conflictId), ['c-2'])
       assert.deepEqual(scene.state.device.decided, [])
     }
+  })
+
+  test('conflict that was decided elsewhere before its answer arrived is not open here', () => {
+    for (const end of ['stream', 'reset', 'crash', 'one page'] as const) {
+      const scene = Scene.stream()
+      const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      scene.lose()
+      scene.sync('timer')
+      const row = { id: 'c-1', table_name: 'tasks', row_id: 't1' }
+      const begin = { table: 'message_conflicts', op: 'insert', id: 'c-1', row }
+      const deletion = { table: 'message_conflicts', op: 'delete', id: 'c-1', row: null }
+      if (end === 'one page') scene.batch({ cursor: 'c2', changes: [begin, deletion] })
+      else {
+        scene.batch({ cursor: 'c2', hasMore: true, changes: [begin] })
+        const rest = insert('t2', { title: 'bread', version: 1 })
+        scene.batch(end === 'reset' ? { cursor: 'd1', reset: true, changes: [rest] } : { cursor: 'c3', changes: [deletion] })
+      }
+      scene.write('edit', 'tasks', 't2', { title: 'other' })
+      if (end === 'crash') scene.crash()
+      else {
+        scene.acknowledged()
+        scene.retry('up')
+      }
+      const conflict = { status: 'conflict', winner: 'theirs', version: 2 } as const
+      scene.answer({ ...conflict, conflictId: 'c-1' }, { ...conflict, conflictId: 'c-2' })
+      assert.equal(scene.results.get(key)?.isOpen, false, end)
+      const open = [...scene.results.values()].filter(({ isOpen }) => isOpen)
+      assert.deepEqual(open.map(({ conflictId }) => conflictId), ['c-2'], end)
+      assert.deepEqual(scene.state.device.closed, [], end)
+    }
+  })
+
+  test('conflict whose row never came is not open after a snapshot that does not have it', () => {
+    const lost = { status: 'conflict', winner: 'theirs', version: 2 } as const
+    const row = (id: string) => ({ table: 'message_conflicts', op: 'insert', id, row: { id } })
+    const scene = Scene.stream()
+    for (const conflictId of ['c-1', 'c-2']) {
+      scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      scene.answer({ ...lost, conflictId })
+    }
+    scene.sync()
+    scene.batch({ cursor: 'd1', reset: true, hasMore: true, changes: [row('c-2')] })
+    // It was not there when the first page was read.
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    if (scene.request.type === 'fetch') scene.batch({ cursor: 'd2', hasMore: true })
+    scene.answer({ ...lost, conflictId: 'c-3' })
+    scene.batch({ cursor: 'd3' })
+    const open = [...scene.results.values()].filter(({ isOpen }) => isOpen).map(({ conflictId }) => conflictId)
+    assert.deepEqual(open, ['c-2', 'c-3'])
+  })
+
+  test('notes of conflicts that were decided elsewhere are bounded, and taken with missing answers only', () => {
+    const scene = Scene.stream()
+    const deletions = (from: number, count: number) =>
+      Array.from({ length: count }, (_, n) => ({ table: 'message_conflicts', op: 'delete', id: `c-${from + n}`, row: null }))
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: deletions(0, 5) })
+    scene.acknowledged()
+    assert.deepEqual(scene.state.device.closed, [])
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    for (let page = 1; page <= 3; page += 1)
+      scene.batch({ cursor: `d${page}`, hasMore: page < 3, changes: deletions(page * 500, 500) })
+    assert.deepEqual([scene.state.device.closed.length, scene.state.device.closed.at(-1)], [1000, 'c-1999'])
   })
 
   test('conflict that the change has won, and a refusal, leave nothing to close', () => {

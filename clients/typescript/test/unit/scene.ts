@@ -1,5 +1,5 @@
 import type { JsonObject } from '../../src/json.js'
-import { endsSnapshot, regroupedBy, rowsOf } from '../../src/machine/batch.js'
+import { CONFLICTS, endsSnapshot, regroupedBy, rowsOf } from '../../src/machine/batch.js'
 import type { Effect, Notice, Step } from '../../src/machine/effect.js'
 import type { Batch, Change, Event, ItemResult, RowId } from '../../src/machine/event.js'
 import { rowsInFlight } from '../../src/machine/results.js'
@@ -129,8 +129,11 @@ export class Scene {
       regrouped.push(split(name))
       stored.set(name, row)
     }
-    const conflicts = new Map<string, string>()
-    for (const [key, { isOpen, conflictId }] of this.results) if (isOpen && conflictId) conflicts.set(conflictId, key)
+    const conflicts = new Map<string, StoredResult>()
+    for (const result of this.results.values()) {
+      if (result.isOpen && result.conflictId) conflicts.set(result.conflictId, result)
+    }
+    for (const [name, row] of this.#read([...conflicts.keys()].map((id) => [CONFLICTS, id]))) stored.set(name, row)
     const { ticket, cursor } = request
     this.do({ type: 'batch', ticket, requested: cursor, at: 1, batch, old, regrouped, stored, conflicts })
   }
