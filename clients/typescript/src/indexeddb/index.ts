@@ -1,9 +1,11 @@
 import {
+  compareKeys,
   SPACES,
   StoreError,
   type Check,
   type Durability,
   type Entry,
+  type Key,
   type Op,
   type Read,
   type Store,
@@ -13,6 +15,9 @@ import {
 const LAYOUT = 1
 
 const TIMEOUT_MS = 15_000
+
+/** Above this number, named rows are read as a range: each request is an object that the browser must collect later. */
+const KEYS_MANY = 16
 
 type Options = {
   /** Default: the global `indexedDB`. */
@@ -28,6 +33,8 @@ export function indexeddb(name: string, { factory, timeoutMs = TIMEOUT_MS }: Opt
   // One connection per tab: of two requests that wait for an old tab only the first one is notified.
   let opened: Promise<IDBDatabase> | null = null
   let lost: (reason: 'outdated' | 'closed') => void = () => {}
+  /** Whether rows that are read together lie together, as those of a page of a snapshot do. */
+  let isDense = true
 
   const close = (): void => {
     opened?.then(
@@ -114,13 +121,25 @@ export function indexeddb(name: string, { factory, timeoutMs = TIMEOUT_MS }: Opt
       lost = onLost
       await database()
     },
-    read: (reads) =>
-      run('readonly', 'relaxed', (transaction) => {
-        const parts = reads.map((read) => readPart(transaction, read))
-        // An open transaction of a stopped tab, even of a reader, blocks all others.
-        transaction.commit()
-        return () => parts.map((part) => part())
-      }),
+    read: async (reads) => {
+      const readAll = (byRange: boolean) =>
+        run('readonly', 'relaxed', (transaction) => {
+          const parts = reads.map((read) =>
+            byRange && isMany(read) ? readRange(transaction, read.keys) : readPart(transaction, read),
+          )
+          // An open transaction of a stopped tab, even of a reader, blocks all others.
+          transaction.commit()
+          return () => parts.map((part) => part())
+        })
+      const found: (Entry[] | null)[] = await readAll(isDense)
+      if (found.every((part) => part !== null)) {
+        if (!isDense && reads.some((read, place) => isMany(read) && found[place]?.length === 0)) isDense = true
+        return found
+      }
+      // Other rows lie between those that were named.
+      isDense = false
+      return (await readAll(false)) as Entry[][]
+    },
     transaction: (ops, checks, durability) =>
       run('readwrite', durability, (transaction) => {
         let isMet = true
@@ -155,10 +174,34 @@ function readPart(transaction: IDBTransaction, read: Read): () => Entry[] {
         result === undefined ? [] : [{ key: read.keys[place]!, value: result as unknown }],
       )
   }
-  const range = rangeOf(read)
-  const keys = store.getAllKeys(range, read.limit)
-  const values = store.getAll(range, read.limit)
+  return readAllOf(store, rangeOf(read), read.limit)
+}
+
+function isMany(read: Read): read is Extract<Read, { keys: unknown }> {
+  return read.space === 'rows' && 'keys' in read && read.keys.length > KEYS_MANY
+}
+
+/** Reads named rows as all between the first and the last of them; null if those are more than were named. */
+function readRange(transaction: IDBTransaction, keys: readonly Key[]): () => Entry[] | null {
+  const ordered = [...keys].sort(compareKeys)
+  const range = IDBKeyRange.bound(ordered[0], ordered.at(-1))
+  const part = readAllOf(transaction.objectStore('rows'), range, keys.length + 1)
+  const wanted = new Set(keys.map(nameOf))
+  return () => {
+    const entries = part()
+    return entries.length > keys.length ? null : entries.filter(({ key }) => wanted.has(nameOf(key)))
+  }
+}
+
+function readAllOf(store: IDBObjectStore, range: IDBKeyRange | null, limit: number | undefined): () => Entry[] {
+  const keys = store.getAllKeys(range, limit)
+  const values = store.getAll(range, limit)
   return () => keys.result.map((key, place) => ({ key: key as Entry['key'], value: values.result[place] as unknown }))
+}
+
+/** Of a row. */
+function nameOf(key: Key): string {
+  return (key as readonly string[]).join('\0')
 }
 
 /** Lists are ordered by their elements, and a list is greater than any text. */

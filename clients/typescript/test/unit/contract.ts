@@ -134,6 +134,31 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
       store.close()
     })
 
+    test('many named rows are read wherever they lie', async () => {
+      const store = await opened()
+      const id = (n: number): readonly [string, string] => ['t', String(n).padStart(3, '0')]
+      const all = Array.from({ length: 300 }, (_, n) => n)
+      await store.transaction(
+        [...all.map((n) => put('rows', id(n), n)), put('rows', ['t,0', '1'], -1)],
+        [],
+        'relaxed',
+      )
+      const near = all.slice(10, 60)
+      const far = all.filter((n) => n % 7 === 0)
+      const beyond = all.map((n) => n + 1000)
+      // Each of them behind each other one: an adapter may choose its way by what it has found before.
+      for (const wanted of [near, far, near, beyond, near, far, beyond, beyond, far]) {
+        const keys = [...wanted.map(id), id(999), id(999), ['t', '0,1'] as const].reverse()
+        const [found = []] = await store.read([{ space: 'rows', keys }])
+        assert.deepEqual(
+          found.map(({ value }) => Number(value)).sort((one, other) => one - other),
+          wanted.filter((n) => n < 300),
+        )
+        assert.deepEqual(found.filter(({ key, value }) => String(key) !== String(id(Number(value)))), [])
+      }
+      store.close()
+    })
+
     test('what a reader gets is not changed by later writes', async () => {
       const store = await opened()
       await store.transaction([put('meta', 'a', { list: [1] })], [], 'relaxed')
