@@ -341,6 +341,30 @@ describe('with an engine', () => {
     assert.deepEqual(await titles(), ['first'])
   })
 
+  test('conflict that was decided on another page before its answer arrived is not open here', async () => {
+    const phone = await signedIn()
+    const write = phone.tasks.create({ title: 'base' })
+    await applied(write.server)
+    const rows = phone.conflicts.query()
+    phone.on('conflict', () => assert.fail('the conflict was decided'))
+    proxy.fault = (_method, path) => (path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass')
+    const late = phone.tasks.edit(write.id, { title: 'late' })
+    await late.local
+    await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+    proxy.fault = (method) => (method === 'POST' ? 'lose answer' : 'pass')
+    await until(rows, () => rows.getSnapshot().rows.length === 1, 'the row of the conflict')
+    const unsubscribe = rows.subscribe(() => {})
+    await engine.resolveConflicts()
+    await until(rows, () => rows.getSnapshot().rows.length === 0, 'no row of a conflict')
+    unsubscribe()
+    assert.equal(phone.status.getSnapshot().outbox.waiting, 1)
+    proxy.fault = () => 'pass'
+    assert.equal((await late.server).status, 'conflict')
+    assert.deepEqual(await phone.sync(), { ok: true })
+    assert.deepEqual([await phone.outbox.list(), phone.status.getSnapshot().outbox.conflicts], [[], 0])
+    await untilTitles(phone, 'first')
+  })
+
   test('conflict that was decided elsewhere holds nothing back', async () => {
     const phone = await signedIn()
     const write = phone.tasks.create({ title: 'base' })
