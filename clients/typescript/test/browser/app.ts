@@ -64,6 +64,20 @@ function watchFrames(): void {
   })
 }
 
+/** Resolves when frames have come at their rate for a second: the browser has begun. */
+function steady(): Promise<void> {
+  return new Promise((resolve) => {
+    let [last, inTime] = [performance.now(), 0]
+    const frame = (now: number) => {
+      inTime = now - last < 25 ? inTime + 1 : 0
+      last = now
+      if (inTime >= 60) resolve()
+      else requestAnimationFrame(frame)
+    }
+    requestAnimationFrame(frame)
+  })
+}
+
 const events: string[] = []
 for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
   client.on(name, () => events.push(name))
@@ -93,6 +107,14 @@ function record(
 
 const page = {
   client,
+  steady,
+  /** Resolves when the rows are the server's. */
+  upToDate: () =>
+    new Promise<void>((resolve) => {
+      const check = () => client.status.getSnapshot().upToDate && resolve()
+      client.status.subscribe(check)
+      check()
+    }),
   watchFrames,
   frames: () => frames,
   events,
