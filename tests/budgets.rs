@@ -337,3 +337,47 @@ async fn quarantine_is_bounded_by_a_part_of_the_budget() {
     .await;
     stage.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_a_consumer_does_not_acknowledge_cost_no_history() {
+    let office = Office::with(|config| {
+        small(config);
+        config.streams.inbox_entries_max = 100;
+        config.streams.tenant_bytes_max = 16 * MIB;
+    })
+    .await;
+    let (world, joe, bob) = (&office.world, office.joe_id, office.bob_id);
+    office.phone("phone").await;
+    world.published().await;
+    let changes = world.keys().changes("acme");
+    let write = async |rows: u32| {
+        let insert = format!(
+            "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) \
+             SELECT '{bob}', '{joe}', 'a row' FROM generate_series(1, {rows})"
+        );
+        office.sql(&insert).await;
+        world.published().await;
+    };
+    // Inboxes are cut to a number of entries in rounds only, which look at `changes`, too.
+    let round = async || {
+        let inbox = world.keys().inbox("acme", &joe.to_string());
+        eventually("a round has cut the inbox", || async {
+            (world.ask_redis::<u64>(&["XLEN", &inbox]).await <= 100).then_some(())
+        })
+        .await;
+    };
+    let _: String = world.ask_redis(&["XGROUP", "CREATE", &changes, "service", "0"]).await;
+    // GIVEN a service that reads and does not acknowledge, so that Redis reports more than the bound of the stream
+    write(3500).await;
+    let read = ["XREADGROUP", "GROUP", "service", "one", "COUNT", "10000", "STREAMS", &changes, ">"];
+    let _: redis::Value = world.ask_redis(&read).await;
+    assert!(bytes(world, &changes).await > 2 * MIB);
+    // WHEN rows are written and rounds look at their bounds
+    for _ in 0..3 {
+        write(200).await;
+        round().await;
+    }
+    // THEN the service finds its history
+    assert!(world.ask_redis::<u64>(&["XLEN", &changes]).await >= 4100);
+    office.close().await;
+}

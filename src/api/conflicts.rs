@@ -60,6 +60,9 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         return Err(Error::invalid("base_version", "must be a positive integer"));
     }
     let caller = request.caller()?;
+    if resolution != Resolution::Server {
+        app.budgets.check(&caller.tenant().name)?;
+    }
     let conflict = conflicts::resolve(
         &app.messages,
         caller.tenant(),

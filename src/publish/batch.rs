@@ -31,7 +31,7 @@ const QUARANTINE_ENTRIES_MAX: &[u8] = b"10000";
 const LIVE_TRIM_EVERY: u64 = 64;
 
 /// Bytes of a stream with one small entry.
-const STREAM_BYTES: usize = 4700;
+pub(crate) const STREAM_BYTES: usize = 4700;
 
 /// Size up to which an emptied batch keeps its buffer; one that a large row has grown beyond is given back.
 const BUFFER_KEEP_BYTES: usize = 4 * 1024 * 1024;

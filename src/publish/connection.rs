@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::batch::{Batch, Marks, Tail, WrittenTail};
-use super::cut::Cut;
+use super::cut::CutRequest;
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
@@ -76,7 +76,7 @@ struct InFlight {
     batch: Batch,
     written: WrittenTail,
     /// What is cut behind it, whatever becomes of it.
-    cuts: Vec<Cut>,
+    cuts: Vec<CutRequest>,
 }
 
 /// What became of cuts.
@@ -84,8 +84,6 @@ struct InFlight {
 pub struct CutResults {
     /// Entries that were removed.
     pub removed: i64,
-    /// Cuts that Redis has answered.
-    pub done: u64,
     /// Keys of tenants that Redis could not change, with the error.
     pub failed: Vec<(String, String)>,
 }
@@ -354,7 +352,7 @@ impl Connection {
     ///
     /// The cuts are no part of the transaction, since a full Redis refuses that as a whole: they free memory although
     /// the batch is refused.
-    pub fn send(&mut self, batch: Batch, epoch: &Epoch, marks: Marks, cuts: Vec<Cut>) {
+    pub fn send(&mut self, batch: Batch, epoch: &Epoch, marks: Marks, cuts: Vec<CutRequest>) {
         let tail = Tail {
             lane: self.lane,
             epoch,
@@ -380,7 +378,7 @@ impl Connection {
         let out = &mut self.outbound.after;
         let written = batch.write_tail(&tail, out);
         resp::command(out, &[b"EXEC"]);
-        for cut in &cuts {
+        for CutRequest { cut, .. } in &cuts {
             cut.write(&self.keys, &self.writer, out);
         }
         // The guard of the next transaction is sent along, so that it costs no round trip.
@@ -497,12 +495,21 @@ impl Connection {
         let Some(InFlight { batch, written, cuts }) = self.in_flight.take() else {
             return if is_writer { Ok(None) } else { Err(PublishError::Fenced) };
         };
-        for (cut, reply) in cuts.iter().zip(exchange.cuts.drain(..)) {
-            self.cut_results.done += 1;
-            match reply {
-                Reply::Integer(removed) => self.cut_results.removed += removed,
-                Reply::Error(cause) => self.cut_results.failed.push((cut.meta(&self.keys), cause)),
-                _ => {}
+        for (CutRequest { cut, answer }, reply) in cuts.into_iter().zip(exchange.cuts.drain(..)) {
+            let result = match reply {
+                Reply::Integer(removed) => {
+                    self.cut_results.removed += removed;
+                    Ok(u64::try_from(removed).unwrap_or(0))
+                }
+                Reply::Error(cause) => {
+                    self.cut_results.failed.push((cut.meta(&self.keys), cause.clone()));
+                    Err(cause)
+                }
+                _ => continue,
+            };
+            if let Some(answer) = answer {
+                // It may have given up waiting.
+                let _ = answer.send(result);
             }
         }
         let outcome = outcome::conclude(batch, &written, exchange, is_writer)?;

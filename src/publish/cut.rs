@@ -1,6 +1,7 @@
 //! What a stream loses at its old end.
 
 use bytes::BytesMut;
+use tokio::sync::oneshot;
 
 use crate::contract::control::Trim;
 use crate::contract::keys::Keys;
@@ -14,6 +15,14 @@ use crate::core::resp;
 pub struct Cut {
     pub target: Target,
     pub keep: Keep,
+}
+
+/// A cut on its way to Redis. It is dropped without an answer when its session ends first.
+#[derive(Debug)]
+pub struct CutRequest {
+    pub cut: Cut,
+    /// Receives how many entries were removed, or why none could be.
+    pub answer: Option<oneshot::Sender<Result<u64, String>>>,
 }
 
 /// The entries that a stream keeps.

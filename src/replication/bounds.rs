@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use redis::streams::StreamRangeReply;
-use tokio::sync::mpsc;
+use redis::streams::{StreamInfoGroupsReply, StreamRangeReply};
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::budget::{TenantUse, goal, kept};
@@ -25,7 +25,8 @@ use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::{self, Database, tenants};
-use crate::publish::cut::{Cut, Keep};
+use crate::publish::batch::STREAM_BYTES;
+use crate::publish::cut::{Cut, CutRequest, Keep};
 use crate::redis::error::is_wrong_type;
 use crate::redis::store::Store;
 use crate::telemetry::metrics::Bound;
@@ -34,10 +35,17 @@ use crate::telemetry::metrics::Bound;
 const STEPS_MAX: usize = 64;
 
 /// How long a cut may wait for the publisher before the stream is read again.
-const CUT_TIMEOUT: Duration = Duration::from_secs(2);
+const CUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most entries that one command removes, which blocks Redis meanwhile.
 const REMOVED_MAX: u64 = 500_000;
+
+/// Entries that are read at each end of a stream to estimate the rest.
+const SAMPLED: &str = "32";
+
+/// What Redis needs for a field and for an entry beside the values, about.
+const FIELD_BYTES: u64 = 6;
+const ENTRY_BYTES: u64 = 24;
 
 /// Quarantine and pushes of a tenant may each hold this part of its budget.
 const FIXED_PART: u64 = 16;
@@ -48,24 +56,38 @@ const EXCEEDED_LIFETIME: Duration = Duration::from_secs(60);
 /// Sends cuts to the publisher.
 #[derive(Debug)]
 pub struct Cuts {
-    pub sender: mpsc::Sender<Cut>,
+    pub sender: mpsc::Sender<CutRequest>,
     pub ledger: Arc<Ledger>,
 }
 
 impl Cuts {
-    /// Sends a cut; gives its number.
-    pub(super) async fn send(&self, cut: Cut) -> Result<u64> {
-        let number = self.ledger.count_cut();
-        self.sender.send(cut).await?;
-        Ok(number)
+    /// Sends a cut.
+    pub(super) async fn send(&self, cut: Cut) -> Result<()> {
+        let request = CutRequest { cut, answer: None };
+        Ok(self.sender.send(request).await?)
     }
 
-    /// Sends a cut, and waits for its effect, but not for long.
-    async fn apply(&self, cut: Cut) -> Result<()> {
-        let number = self.send(cut).await?;
-        let _ = tokio::time::timeout(CUT_TIMEOUT, self.ledger.wait_for_cut(number)).await;
-        Ok(())
+    /// Sends a cut, and waits for what becomes of it, but not for long.
+    async fn apply(&self, cut: Cut) -> Result<Applied> {
+        let (answer, answered) = oneshot::channel();
+        let answer = Some(answer);
+        self.sender.send(CutRequest { cut, answer }).await?;
+        Ok(match tokio::time::timeout(CUT_TIMEOUT, answered).await {
+            Ok(Ok(Ok(removed))) if removed > 0 => Applied::Cut,
+            Ok(Ok(_)) => Applied::Stuck,
+            Ok(Err(_)) | Err(_) => Applied::Unknown,
+        })
     }
+}
+
+/// What became of a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    Cut,
+    /// Nothing could be removed, or an ACL forbids it.
+    Stuck,
+    /// Its session has ended, or Redis does not answer.
+    Unknown,
 }
 
 /// What looks at bounds.
@@ -112,6 +134,10 @@ impl Look<'_> {
     }
 
     async fn due(&self, due: Due) -> Result<()> {
+        // They need no Postgres, and do not wait for the streams of whole tenants.
+        for page in due.streams.chunks(PAGE) {
+            self.read_and_cut(page, |_, _| {}).await?;
+        }
         if due.sweep || !due.tenants.is_empty() {
             let tenants = tenants::list(self.database).await.context("cannot list the tenants")?;
             self.ledger()
@@ -132,9 +158,6 @@ impl Look<'_> {
                     result => result?,
                 }
             }
-        }
-        for page in due.streams.chunks(PAGE) {
-            self.read_and_cut(page, |_, _| {}).await?;
         }
         Ok(())
     }
@@ -250,7 +273,53 @@ impl Look<'_> {
                 trim::warn_of_type(self.store, target);
             }
         }
-        Ok(sizes.into_iter().map(|size| size.ok().flatten()).collect())
+        let mut sizes: Vec<_> = sizes.into_iter().map(|size| size.ok().flatten()).collect();
+        for (target, size) in targets.iter().zip(&mut sizes) {
+            if let (Target::Changes(_), Some(size)) = (target, size) {
+                size.bytes = size.bytes.min(self.bytes_of_entries(target, *size).await?);
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// The bytes of the entries of a `changes` that has consumer groups. What they have not acknowledged is part of the size
+    /// that Redis reports, several times what it takes, and no cut frees it.
+    async fn bytes_of_entries(&self, target: &Target, size: Size) -> Result<u64> {
+        let key = target.key(self.store.keys());
+        let groups = redis::cmd("XINFO")
+            .arg("GROUPS")
+            .arg(&key)
+            .query_async(&mut self.store.connection())
+            .await;
+        let groups: StreamInfoGroupsReply = match groups {
+            Ok(groups) => groups,
+            // An ACL may forbid it.
+            Err(error) if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) => {
+                return Ok(size.bytes);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if size.entries > 0 && groups.groups.iter().all(|group| group.pending == 0) {
+            return Ok(size.bytes);
+        }
+        let mut sampled = Size::default();
+        for [command, from, to] in [["XRANGE", "-", "+"], ["XREVRANGE", "+", "-"]] {
+            let entries: StreamRangeReply = redis::cmd(command)
+                .arg(&[&key, from, to])
+                .arg(&["COUNT", SAMPLED])
+                .query_async(&mut self.store.connection())
+                .await?;
+            for entry in &entries.ids {
+                sampled.entries += 1;
+                let values = entry.map.values().map(|value| match value {
+                    redis::Value::BulkString(bytes) => bytes.len() as u64 + FIELD_BYTES,
+                    _ => FIELD_BYTES,
+                });
+                sampled.bytes += values.sum::<u64>() + ENTRY_BYTES;
+            }
+        }
+        let average = sampled.bytes.div_ceil(sampled.entries.max(1));
+        Ok(STREAM_BYTES as u64 + size.entries.saturating_mul(average))
     }
 
     /// The size of a stream, nothing if there is none.
@@ -270,17 +339,6 @@ impl Look<'_> {
             if size.bytes <= reached && size.entries <= bound.entries {
                 return Ok(size);
             }
-            // Forbidden by an ACL, or no engine cuts now.
-            if last.is_some_and(|last| size.entries >= last.entries && size.bytes >= last.bytes) {
-                tracing::warn!(
-                    stream = target.key(self.store.keys()),
-                    bytes = size.bytes,
-                    entries = size.entries,
-                    "the stream is beyond its bound, and was not cut; the next round tries it again"
-                );
-                self.ledger().put_back_stuck(target);
-                return Ok(size);
-            }
             if last.is_none() {
                 self.ledger().metrics.replication.cut(reason);
             }
@@ -294,8 +352,24 @@ impl Look<'_> {
                 0 => Keep::From(self.last_id(target).await?.next()),
                 keep => Keep::Newest(keep),
             };
-            let target = target.clone();
-            self.cuts.apply(Cut { target, keep }).await?;
+            let cut = Cut {
+                target: target.clone(),
+                keep,
+            };
+            match self.cuts.apply(cut).await? {
+                Applied::Cut => {}
+                Applied::Stuck => {
+                    tracing::warn!(
+                        stream = target.key(self.store.keys()),
+                        bytes = size.bytes,
+                        entries = size.entries,
+                        "the stream is beyond its bound, and was not cut; the next round tries it again"
+                    );
+                    self.ledger().put_back_stuck(target);
+                    return Ok(size);
+                }
+                Applied::Unknown => break,
+            }
         }
         self.ledger().put_back(target.clone());
         Ok(last.unwrap_or_default())

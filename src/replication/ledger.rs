@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::config;
 use crate::contract::stream_name::Target;
@@ -200,9 +200,6 @@ pub struct Ledger {
     pub urgent: Notify,
     /// Redis is full, and what was due to be trimmed has freed nothing.
     pub full: Notify,
-    /// How many cuts were sent to the publisher, and how many of them Redis has answered.
-    sent: Mutex<u64>,
-    done: watch::Sender<u64>,
     state: Mutex<State>,
 }
 
@@ -213,8 +210,6 @@ impl Ledger {
             metrics,
             urgent: Notify::new(),
             full: Notify::new(),
-            sent: Mutex::new(0),
-            done: watch::Sender::new(0),
             state: Mutex::new(State {
                 writer: None,
                 sweep: false,
@@ -234,8 +229,6 @@ impl Ledger {
         state.due.clear();
         state.tenants.clear();
         drop(state);
-        // Cuts may have gone with the session before.
-        self.done.send_replace(*self.sent.lock());
         self.urgent.notify_one();
     }
 
@@ -403,26 +396,6 @@ impl Ledger {
         let state = self.state.lock();
         let counted = state.tenants.values().filter_map(|account| account.counted);
         counted.max().unwrap_or(0)
-    }
-
-    /// A cut is sent; gives its number.
-    pub fn count_cut(&self) -> u64 {
-        let mut sent = self.sent.lock();
-        *sent += 1;
-        *sent
-    }
-
-    /// Redis has answered so many cuts.
-    pub fn cuts_done(&self, count: u64) {
-        if count > 0 {
-            self.done.send_modify(|done| *done += count);
-        }
-    }
-
-    /// Completes when so many cuts were answered.
-    pub async fn wait_for_cut(&self, number: u64) {
-        // The sender lives as long as this.
-        let _ = self.done.subscribe().wait_for(|done| *done >= number).await;
     }
 }
 

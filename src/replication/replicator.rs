@@ -20,7 +20,7 @@ use crate::core::backoff::Backoff;
 use crate::core::snapshot::Snapshot;
 use crate::postgres::Database;
 use crate::publish::connection::Connection;
-use crate::publish::cut::Cut;
+use crate::publish::cut::CutRequest;
 
 /// Delays between sessions: first, longest.
 const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -38,7 +38,7 @@ const DECODE_ATTEMPTS: u32 = 2;
 pub async fn run(
     config: &Config,
     database: &Database,
-    mut cuts: mpsc::Receiver<Cut>,
+    mut cuts: mpsc::Receiver<CutRequest>,
     report: &Report,
     stop: CancellationToken,
 ) -> Result<()> {

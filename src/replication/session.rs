@@ -31,7 +31,7 @@ use crate::core::time::{age_of, unix_micros};
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
-use crate::publish::cut::Cut;
+use crate::publish::cut::CutRequest;
 use crate::publish::durability::Durable;
 use crate::publish::outcome::{Outcome, WrittenBatch, error_code};
 use crate::publish::progress::Progress;
@@ -77,7 +77,7 @@ enum Event {
     /// Postgres shuts down, or no longer does.
     ShuttingDown,
     /// A stream is to be trimmed.
-    Cut(Cut),
+    Cut(CutRequest),
     /// Timeouts, the status update and a refused batch are due.
     Tick,
     Stop,
@@ -96,7 +96,7 @@ struct Session<'a> {
     /// What is sent before the next batch of the pipeline, above all streams to be recreated.
     urgent: Option<Batch>,
     /// What is trimmed behind the next batch.
-    cuts: Vec<Cut>,
+    cuts: Vec<CutRequest>,
     /// The replies to everything up to here are read and recorded.
     seen: StreamId,
     unseen: UnseenTransactions,
@@ -437,7 +437,8 @@ impl<'a> Session<'a> {
     /// What is sent next: a refused batch when it is due, then what is urgent, then what was decoded.
     fn next_batch(&mut self) -> Option<Batch> {
         match self.refused.batch.take() {
-            Some((batch, at)) if Instant::now() < at => {
+            // What is cut may make room for it.
+            Some((batch, at)) if Instant::now() < at && self.cuts.is_empty() => {
                 self.refused.batch = Some((batch, at));
                 None
             }
@@ -479,7 +480,6 @@ impl<'a> Session<'a> {
     /// Records what became of the batch in flight.
     fn conclude(&mut self, outcome: Outcome) -> Result<(), SessionEnd> {
         let cuts = self.redis.take_cut_results();
-        self.context.report.ledger.cuts_done(cuts.done);
         for (key, cause) in cuts.failed {
             tracing::error!(key, cause, "Redis refuses to trim; check the ACL and the key's type");
         }

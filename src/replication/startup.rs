@@ -33,7 +33,7 @@ use crate::net;
 use crate::postgres::{self, Database, sql};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection::{self as redis_connection, Claim};
-use crate::publish::cut::Cut;
+use crate::publish::cut::CutRequest;
 use crate::publish::durability::Persistence;
 use crate::publish::outcome::Outcome;
 use crate::route::router::Router;
@@ -61,7 +61,7 @@ pub struct SessionContext<'a> {
     pub shutting_down: watch::Receiver<bool>,
     /// Counts tables that left a tenant's schema or returned.
     pub moved: watch::Receiver<u64>,
-    pub cuts: &'a mut mpsc::Receiver<Cut>,
+    pub cuts: &'a mut mpsc::Receiver<CutRequest>,
     /// The commit of a transaction that Postgres fails to send each time.
     pub undecodable: Option<PgLsn>,
     pub report: &'a Report,
@@ -557,7 +557,7 @@ async fn reader_ids(database: &Database, tenant: &Tenant, after: Uuid, idle_days
 /// The connection to Redis, and what batches write to the checkpoint.
 struct Guarded<'a> {
     redis: &'a mut redis_connection::Connection,
-    cuts: &'a mut mpsc::Receiver<Cut>,
+    cuts: &'a mut mpsc::Receiver<CutRequest>,
     report: &'a Report,
     epoch: Epoch,
     marks: Marks,

@@ -173,7 +173,7 @@ async fn round_of(tenant: &Tenant, config: &Config, database: &Database, store: 
         for (user, devices) in &page {
             after = *user;
             match inbox(config, store, &name, *user, devices).await {
-                Ok(Some(cut)) => drop(cuts.send(cut).await?),
+                Ok(Some(cut)) => cuts.send(cut).await?,
                 Ok(None) => {}
                 Err(error) => skip_wrong_type(store, &Target::Inbox(name.clone(), *user), error)?,
             }

@@ -149,12 +149,13 @@ pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Re
     let id = request.param("id").to_owned();
     let (_, actor) = confirmed(&mut request, &id).await?;
     let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
-    let removed = quarantine::forget(&console.diagnostics.store, &tenant.name, &[parsed]).await?;
-    if removed == 0 {
-        return Err(not_found("entry"));
-    }
-    let database = &console.diagnostics.database;
-    quarantine::record(database, &tenant.name, "quarantine_dropped", removed, &actor).await;
+    let (database, store) = (&console.diagnostics.database, &console.diagnostics.store);
+    quarantine::one(store, &tenant.name, parsed)
+        .await?
+        .ok_or_else(|| not_found("entry"))?;
+    // First, so that none is lost without a trace.
+    quarantine::record(database, &tenant.name, "quarantine_dropped", 1, &actor).await;
+    quarantine::forget(store, &tenant.name, &[parsed]).await?;
     done(format!("removed {id} from quarantine"))
 }
 
