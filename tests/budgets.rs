@@ -369,7 +369,17 @@ async fn entries_that_a_consumer_does_not_acknowledge_cost_no_history() {
     let _: String = world.ask_redis(&["XGROUP", "CREATE", &changes, "service", "0"]).await;
     // GIVEN a service that reads and does not acknowledge, so that Redis reports more than the bound of the stream
     write(3500).await;
-    let read = ["XREADGROUP", "GROUP", "service", "one", "COUNT", "10000", "STREAMS", &changes, ">"];
+    let read = [
+        "XREADGROUP",
+        "GROUP",
+        "service",
+        "one",
+        "COUNT",
+        "10000",
+        "STREAMS",
+        &changes,
+        ">",
+    ];
     let _: redis::Value = world.ask_redis(&read).await;
     assert!(bytes(world, &changes).await > 2 * MIB);
     // WHEN rows are written and rounds look at their bounds
@@ -379,5 +389,21 @@ async fn entries_that_a_consumer_does_not_acknowledge_cost_no_history() {
     }
     // THEN the service finds its history
     assert!(world.ask_redis::<u64>(&["XLEN", &changes]).await >= 4100);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn inbox_goes_with_the_row_of_its_user() {
+    let office = Office::open().await;
+    let world = &office.world;
+    let ann = world.user("acme", "ann", UserType::Mobile).await;
+    world.published().await;
+    let inbox = world.keys().inbox("acme", &ann.to_string());
+    assert_eq!(world.ask_redis::<u64>(&["EXISTS", &inbox]).await, 1);
+    office
+        .sql(&format!("DELETE FROM tenant_acme.users WHERE id = '{ann}'"))
+        .await;
+    world.published().await;
+    assert_eq!(world.ask_redis::<u64>(&["EXISTS", &inbox]).await, 0);
     office.close().await;
 }

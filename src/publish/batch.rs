@@ -48,9 +48,23 @@ pub enum Purpose {
     /// Records where a stream begins again.
     TrimPoint(Target),
     /// Writes a key of a tenant that is none of these streams. A failure concerns that tenant only.
-    Tenant(String),
+    Tenant {
+        key: String,
+        /// A stream that it creates unless there is one.
+        creates: Option<Target>,
+    },
     /// Anything else, which must succeed.
     Other,
+}
+
+impl Purpose {
+    /// Of a key of a tenant beside its streams.
+    fn of_tenant(key: impl Into<String>) -> Self {
+        Self::Tenant {
+            key: key.into(),
+            creates: None,
+        }
+    }
 }
 
 /// What an entry says beside the fields that all audiences of a change have in common.
@@ -179,7 +193,8 @@ impl Batch {
             match purpose {
                 Purpose::Entry(target) => Some((target, bytes)),
                 Purpose::Create(target) | Purpose::Recreate(target) => Some((target, bytes.max(STREAM_BYTES))),
-                Purpose::TrimPoint(_) | Purpose::Tenant(_) | Purpose::Other => None,
+                Purpose::Tenant { creates, .. } => creates.as_ref().map(|target| (target, STREAM_BYTES)),
+                Purpose::TrimPoint(_) | Purpose::Other => None,
             }
         })
     }
@@ -295,6 +310,7 @@ impl Batch {
                 let commit_ts = commit_ts.to_string();
                 let arguments = [&text, &changes_max, &name, &id, &commit_ts, &groups_max].map(String::as_str);
                 self.script(lua::JOIN_GROUP, &keys, &arguments);
+                self.creates(Target::Group(tenant.clone(), group.clone()));
             }
             Membership::Leave(_) => {
                 let arguments = [&text, &changes_max, &name, &groups_max].map(String::as_str);
@@ -322,6 +338,7 @@ impl Batch {
         let inbox = self.keys.inbox(tenant, &user.to_string());
         let arguments = [id.to_string(), commit_ts.to_string()];
         self.script(lua::CREATE_INBOX, &[&inbox], &arguments.each_ref().map(String::as_str));
+        self.creates(Target::Inbox(tenant.clone(), user));
     }
 
     /// Creates a group's stream by a `reset` entry, unless there is one.
@@ -333,6 +350,14 @@ impl Batch {
             &[&stream, &groups],
             &arguments.each_ref().map(String::as_str),
         );
+        self.creates(Target::Group(tenant.clone(), group.clone()));
+    }
+
+    /// The last command creates a stream, unless there is one.
+    fn creates(&mut self, target: Target) {
+        if let Some((_, Purpose::Tenant { creates, .. })) = self.queued.last_mut() {
+            *creates = Some(target);
+        }
     }
 
     /// Runs a script on keys of one tenant, the first of which tells what fails with it.
@@ -427,7 +452,7 @@ impl Batch {
     /// Trims a stream at this place in the log.
     pub fn trim(&mut self, cut: &Cut) {
         cut.write(&self.keys, "", &mut self.commands);
-        let purpose = Purpose::Tenant(cut.meta(&self.keys));
+        let purpose = Purpose::of_tenant(cut.meta(&self.keys));
         self.queued.push((self.commands.len(), purpose));
     }
 
@@ -452,7 +477,7 @@ impl Batch {
             resp::argument(&mut self.commands, text);
         }
         quarantine::write(&mut self.commands, id, kind, cause, body);
-        self.queued.push((self.commands.len(), Purpose::Tenant(key)));
+        self.queued.push((self.commands.len(), Purpose::of_tenant(key)));
     }
 
     /// Notifies API nodes of a change. `payload` is what live events contain beside the row's id, JSON.
@@ -547,7 +572,7 @@ impl Batch {
     /// Adds a whole command that writes a tenant's key beside its streams.
     fn tenant_command(&mut self, key: &str, arguments: &[&[u8]]) {
         resp::command(&mut self.commands, arguments);
-        self.queued.push((self.commands.len(), Purpose::Tenant(key.to_owned())));
+        self.queued.push((self.commands.len(), Purpose::of_tenant(key)));
     }
 
     fn push_key(&mut self, target: &Target) {

@@ -274,7 +274,7 @@ fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome 
             ) => {
                 streams.entry(target.clone()).or_insert(cause);
             }
-            Some(Purpose::Tenant(key)) => {
+            Some(Purpose::Tenant { key, .. }) => {
                 keys.entry(key.clone()).or_insert(cause);
             }
             Some(Purpose::Other) | None => return Outcome::Refused { batch, cause },
@@ -284,7 +284,7 @@ fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome 
         Purpose::Entry(target) | Purpose::TrimPoint(target) | Purpose::Create(target) | Purpose::Recreate(target) => {
             streams.contains_key(target)
         }
-        Purpose::Tenant(key) => keys.contains_key(key),
+        Purpose::Tenant { key, .. } => keys.contains_key(key),
         Purpose::Other => false,
     });
     Outcome::Denied { batch, streams, keys }
@@ -306,7 +306,7 @@ fn written_outcome(batch: Batch, written: &WrittenTail, results: Vec<Reply>) -> 
             }
             (Some(Purpose::Recreate(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
             (Some(Purpose::Recreate(target)), _) => recreated.push(target.clone()),
-            (Some(Purpose::Tenant(key)), Reply::Error(text)) => wrong_type.push((key.clone(), text)),
+            (Some(Purpose::Tenant { key, .. }), Reply::Error(text)) => wrong_type.push((key.clone(), text)),
             (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
             (None | Some(Purpose::Other), Reply::Error(text)) => {
                 return Err(PublishError::TornTransaction(format!(

@@ -82,6 +82,8 @@ pub struct Plan {
     /// In `devices`, the column with the user who gets an inbox by an insert. Other users get one when they first read it: an
     /// empty stream takes 4 KiB.
     pub inbox_column: Option<usize>,
+    /// In `users`, the column with the user whose inbox goes with a deleted row.
+    pub user_column: Option<usize>,
     /// Which columns devices receive; `None` for all.
     pub delivered: Option<Vec<bool>>,
     /// Columns whose values live events deliver.
@@ -240,6 +242,7 @@ impl Router {
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             inbox_column: None,
+            user_column: None,
             delivered: None,
             live_columns: columns(live_columns(&relation.table)),
             removal_columns: columns(removal_columns(&relation.table)),
@@ -260,6 +263,7 @@ impl Router {
             },
             "users" => {
                 let visible = ["username", "user_type", "role", "email", "disabled_at", "deleted_at"];
+                plan.user_column = relation.column("id");
                 plan.store(&built_in(TENANT, event::CHANGE, &visible), relation);
                 let access = built_in("id", event::DEVICE_CHANGED, &["disabled_at", "deleted_at"]);
                 plan.deliver_live(&access, relation);

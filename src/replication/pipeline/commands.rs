@@ -93,10 +93,7 @@ impl Pipeline {
 
     /// Removes the key of a stream, whatever its type, and creates the stream again when a position and time are given.
     fn renew_stream(&mut self, target: &Target, create_stream: Option<(StreamId, i64)>) {
-        self.entries.batch.remove_stream(target);
-        if self.entries.stopped.remove(target) {
-            self.entries.batch.unstop(target);
-        }
+        self.entries.remove_stream(target);
         if let Some((id, commit_ts)) = create_stream {
             self.entries.batch.create_stream(target.clone(), id, commit_ts);
             self.entries.batch.recreation_notice(id, target, commit_ts);

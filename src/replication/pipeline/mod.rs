@@ -536,6 +536,14 @@ struct Entries {
 }
 
 impl Entries {
+    /// Removes the key of a stream, whatever its type.
+    fn remove_stream(&mut self, target: &Target) {
+        self.batch.remove_stream(target);
+        if self.stopped.remove(target) {
+            self.batch.unstop(target);
+        }
+    }
+
     /// Adds an entry to a stream that takes entries: where it is published already, only if the stream lacks it.
     fn add(&mut self, target: Target, id: StreamId, change: Change<'_>) {
         if self.stopped.contains(&target) {

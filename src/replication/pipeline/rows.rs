@@ -170,6 +170,14 @@ impl Pipeline {
             // Before the entry of the row itself.
             batch.create_inbox(tenant, user, id.previous(), begin.commit_ts);
         }
+        if is_new
+            && let Some(column) = plan.user_column
+            && row.operation == Operation::Delete
+            && let Ok(Some(user)) = user_id(row.before(column))
+        {
+            // Nothing else would remove it: what is listed by users lacks it from now on.
+            self.entries.remove_stream(&Target::Inbox(tenant.clone(), user));
+        }
         // The log of the tenant has all columns, its readers those of the list.
         if let Some(shown) = plan.delivered.as_deref()
             && deliveries.iter().any(|delivery| delivery.stored)
