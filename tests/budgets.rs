@@ -369,7 +369,17 @@ async fn entries_that_a_consumer_does_not_acknowledge_cost_no_history() {
     let _: String = world.ask_redis(&["XGROUP", "CREATE", &changes, "service", "0"]).await;
     // GIVEN a service that reads and does not acknowledge, so that Redis reports more than the bound of the stream
     write(3500).await;
-    let read = ["XREADGROUP", "GROUP", "service", "one", "COUNT", "10000", "STREAMS", &changes, ">"];
+    let read = [
+        "XREADGROUP",
+        "GROUP",
+        "service",
+        "one",
+        "COUNT",
+        "10000",
+        "STREAMS",
+        &changes,
+        ">",
+    ];
     let _: redis::Value = world.ask_redis(&read).await;
     assert!(bytes(world, &changes).await > 2 * MIB);
     // WHEN rows are written and rounds look at their bounds

@@ -145,7 +145,7 @@ async fn members_of_a_group_are_read_in_pages() {
         groups: &groups,
         providers: &[],
     };
-    for n in 0..kinds.len() {
+    for (n, kind) in kinds.iter().enumerate() {
         let group: GroupId = format!("list{n}:1").parse().unwrap();
         let (mut users, mut after, mut pages) = (Vec::new(), None::<String>, 0);
         loop {
@@ -167,7 +167,7 @@ async fn members_of_a_group_are_read_in_pages() {
         let rows = psql.query(&all, &[]).await.unwrap();
         let mut expected: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
         expected.sort_unstable();
-        assert_eq!((users, pages), (expected, 3), "{}", kinds[n]);
+        assert_eq!((users, pages), (expected, 3), "{kind}");
     }
     // What no configuration or table has.
     for unknown in ["room:1", "list0:x"] {
