@@ -98,7 +98,7 @@
 //! | `messages` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `state` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `sync` | `feature`, `accounts`, `messages`, `state`, `live`, `postgres`, `redis`, `contract`, `route`, `decode` |
-//! | `push` | `live`, `redis`, `postgres`, `contract`, `net` |
+//! | `push` | `sync`, `live`, `redis`, `postgres`, `contract`, `net` |
 //! | `admin` | everything above |
 //! | `http` | `net` |
 //! | `api` | `http`, `admin`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::api::assert_refused;
 use crate::support::TIMEOUT;
+use crate::support::command::posduif_says;
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::random::Random;
@@ -924,5 +925,55 @@ async fn devices_equal_postgres_after_any_history() {
             }
         }
     }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn operators_see_streams_of_groups_and_rebuild_them() {
+    let office = office().await;
+    let ann = office.world.user("acme", "ann", UserType::Mobile).await;
+    let mut phone = Device::of(&office, "phone", ann).await;
+    join(&office, 1, ann).await;
+    join(&office, 2, ann).await;
+    phone.sync().await;
+    write(&office, "INSERT INTO lists VALUES (1, 'one'), (2, 'two')").await;
+    write(
+        &office,
+        &format!("UPDATE lists SET title = '{}' WHERE id = 2", "x".repeat(1000)),
+    )
+    .await;
+    office.world.published().await;
+    let list = posduif_says(&office.world, "stream list --json").await.json();
+    let groups = &list["tenants"][0]["groups"];
+    // Each began with a reset.
+    assert_eq!(
+        (&groups["count"], &groups["entries"]),
+        (&json!(2), &json!(5)),
+        "{groups}"
+    );
+    assert_eq!(
+        (&groups["largest"]["group"], &groups["largest"]["entries"]),
+        (&json!("list:2"), &json!(3))
+    );
+    assert!(groups["memory_bytes"].as_u64() > groups["largest"]["memory_bytes"].as_u64());
+    let text = posduif_says(&office.world, "stream list").await.text();
+    assert!(text.contains("2 groups") && text.contains("of list:2"), "{text}");
+    let shown = posduif_says(&office.world, "tenant show acme --json").await.json();
+    assert_eq!(shown["streams"]["groups"]["largest"], groups["largest"]);
+    let text = posduif_says(&office.world, "tenant show acme").await.text();
+    assert!(text.contains("the largest is list:2"), "{text}");
+
+    phone.sync().await;
+    let titles = phone.titles();
+    phone.take_log();
+    posduif_says(&office.world, "stream rebuild --tenant acme --yes")
+        .await
+        .text();
+    phone.sync().await;
+    assert_eq!((phone.take_log(), phone.titles()), (vec!["reset".to_owned()], titles));
+    write(&office, "UPDATE lists SET title = 'three' WHERE id = 1").await;
+    office.world.published().await;
+    phone.sync().await;
+    assert!(phone.take_log().is_empty() && phone.titles().contains(&"three".to_owned()));
     office.close().await;
 }

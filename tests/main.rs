@@ -29,6 +29,7 @@ mod external_identities;
 mod failover;
 mod faults;
 mod freshness;
+mod group_pushes;
 mod groups;
 mod handoff;
 mod held_memberships;

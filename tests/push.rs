@@ -32,7 +32,7 @@ async fn pushes(world: &World, tenant: &str) -> Vec<Entry> {
 }
 
 /// Waits until there are so many.
-async fn pushed(world: &World, count: usize) -> Vec<Entry> {
+pub(crate) async fn pushed(world: &World, count: usize) -> Vec<Entry> {
     eventually(&format!("{count} devices were woken"), || async {
         let pushes = pushes(world, "acme").await;
         assert!(pushes.len() <= count, "{pushes:?}");
@@ -53,25 +53,25 @@ fn configure_sending(config: &mut Config) {
     config.push.webhook_timeout_seconds = 1;
 }
 
-fn quick(config: &mut Config) {
+pub(crate) fn quick(config: &mut Config) {
     config.push.offline_delay_seconds = 1;
     config.presence.grace_seconds = 0;
     config.live.heartbeat_seconds = 1;
 }
 
 /// Another user with a phone, for whom a message shows that what came before it was looked at.
-async fn witness(office: &Office, device_id: &str) -> Uuid {
+pub(crate) async fn witness(office: &Office, device_id: &str) -> Uuid {
     let user = office.world.user("acme", device_id, UserType::Mobile).await;
     office.bob.enroll(device_id, Some(&user.to_string())).await;
     user
 }
 
-async fn send(office: &Office, user: Uuid) {
+pub(crate) async fn send(office: &Office, user: Uuid) {
     let body = json!({"recipient_id": user, "content": "hi"});
     office.bob.post("/api/messages", &body).await.expect(201);
 }
 
-fn devices(pushes: &[Entry]) -> Vec<&str> {
+pub(crate) fn devices(pushes: &[Entry]) -> Vec<&str> {
     pushes.iter().map(|entry| entry.field("device_id")).collect()
 }
 

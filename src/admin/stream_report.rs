@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use crate::accounts::users;
-use crate::admin::streams::{self, Found, Ids, Length, Mark, Meta, Stopped};
+use crate::admin::streams::{self, Found, GroupTotals, Ids, Length, Mark, Meta, Stopped};
 use crate::config;
 use crate::contract::checkpoint::View;
 use crate::contract::stream_name::Target;
@@ -144,12 +144,22 @@ pub struct TenantStreams {
     pub exceeded: bool,
     pub changes: StreamReport,
     pub shared: StreamReport,
+    pub groups: Groups,
     pub inboxes: Inboxes,
     pub push: StreamReport,
     pub quarantine: StreamReport,
     pub stopped: Vec<StoppedStream>,
     /// The wrong type of the hash with generation, state and trim points.
     pub error: Option<String>,
+}
+
+/// The streams of groups.
+#[derive(Debug, Default, Serialize)]
+pub struct Groups {
+    #[serde(flatten)]
+    pub totals: GroupTotals,
+    /// The memory that each is trimmed to.
+    pub bytes_max: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -220,10 +230,10 @@ impl TenantStreams {
         let (quarantine, _) = StreamReport::read(sources, "quarantine", keys.quarantine(&name), Ids::Clock).await?;
         let stopped = stopped.iter().filter(|stopped| **stopped.target.tenant() == *name);
         let inboxes = Inboxes::read(sources, tenant).await?;
-        let of_groups = streams::memory_of_groups(sources.store, &name).await?;
+        let groups = streams::totals_of_groups(sources.store, &name).await?;
         let others = [&changes, &shared, &push, &quarantine].map(|stream| stream.memory_bytes);
         Ok(Self {
-            memory_bytes: inboxes.memory_bytes + of_groups + others.into_iter().sum::<u64>(),
+            memory_bytes: inboxes.memory_bytes + groups.memory_bytes + others.into_iter().sum::<u64>(),
             budget_bytes: sources.settings.tenant_bytes_max,
             exceeded: false,
             tenant: tenant.name.clone(),
@@ -231,6 +241,10 @@ impl TenantStreams {
             generation: meta.generation,
             changes,
             shared,
+            groups: Groups {
+                bytes_max: sources.settings.group_bytes_max,
+                totals: groups,
+            },
             inboxes,
             push,
             quarantine,

@@ -1,5 +1,6 @@
 //! What streams are like, for operators: how long, how large, from when to when, trimmed where, stopped why.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -9,6 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::contract::device_state::{self, TRIM_FIELDS};
+use crate::contract::group::GroupId;
 use crate::contract::meta;
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
@@ -280,23 +282,69 @@ pub async fn memory(store: &Store, keys: &[String]) -> Result<Vec<u64>, Error> {
     Ok(memory)
 }
 
-/// What the streams of a tenant's groups take together, in bytes.
+/// The streams of a tenant's groups.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct GroupTotals {
+    pub count: u64,
+    /// Groups whose stream has the wrong type.
+    pub unusable: u64,
+    /// Entries of all of them.
+    pub entries: u64,
+    /// Memory of all of them.
+    pub memory_bytes: u64,
+    /// The one that takes most memory.
+    pub largest: Option<LargestGroup>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LargestGroup {
+    /// `<group>:<id>`.
+    pub group: String,
+    pub entries: u64,
+    pub memory_bytes: u64,
+}
+
+/// Adds up the streams of a tenant's groups.
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn memory_of_groups(store: &Store, tenant: &str) -> Result<u64, Error> {
-    let (mut sum, mut cursor) = (0, 0_u64);
+pub async fn totals_of_groups(store: &Store, tenant: &str) -> Result<GroupTotals, Error> {
+    let (mut totals, mut cursor) = (GroupTotals::default(), 0_u64);
+    // A scan may give a name twice.
+    let mut seen: HashSet<GroupId> = HashSet::new();
     loop {
         let mut pipe = redis::pipe();
         pipe.cmd("SSCAN").arg(store.keys().groups(tenant)).arg(cursor);
         pipe.arg("COUNT").arg(PAGE);
         let ((next, names),): ((u64, Vec<String>),) = store.query(&pipe).await?;
-        let groups = names.iter().filter_map(|name| name.parse().ok());
-        let keys: Vec<String> = groups.map(|group| store.keys().group(tenant, &group)).collect();
-        sum += memory(store, &keys).await?.into_iter().sum::<u64>();
+        let groups: Vec<GroupId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let groups: Vec<GroupId> = groups.into_iter().filter(|group| seen.insert(group.clone())).collect();
+        let keys: Vec<String> = groups.iter().map(|group| store.keys().group(tenant, group)).collect();
+        let (lengths, memory) = (lengths(store, &keys).await?, memory(store, &keys).await?);
+        for ((group, length), memory_bytes) in groups.iter().zip(lengths).zip(memory) {
+            let entries = match length {
+                Length::Entries(entries) => entries,
+                Length::Missing => continue,
+                Length::WrongType(_) => {
+                    totals.unusable += 1;
+                    continue;
+                }
+            };
+            totals.count += 1;
+            totals.entries += entries;
+            totals.memory_bytes += memory_bytes;
+            let largest = totals.largest.as_ref();
+            if largest.is_none_or(|largest| largest.memory_bytes < memory_bytes) {
+                totals.largest = Some(LargestGroup {
+                    group: group.to_string(),
+                    entries,
+                    memory_bytes,
+                });
+            }
+        }
         cursor = next;
         if cursor == 0 {
-            return Ok(sum);
+            return Ok(totals);
         }
     }
 }

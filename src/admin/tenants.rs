@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::admin::stream_report::each_inbox;
-use crate::admin::streams::{self, Length, Lengths};
+use crate::admin::streams::{self, GroupTotals, Length, Lengths};
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::postgres::audit::{self, Act, Actor};
@@ -64,6 +64,8 @@ pub struct StreamTotals {
     pub inboxes: u64,
     pub inbox_entries: u64,
     pub longest_inbox: u64,
+    /// The streams of groups.
+    pub groups: GroupTotals,
     /// Memory of all streams.
     pub memory_bytes: u64,
     /// What they may take.
@@ -160,7 +162,8 @@ async fn stream_totals(database: &Database, store: &Store, tenant: &Tenant) -> R
         names.push(name),
     ];
     totals.memory_bytes = streams::memory(store, &keys).await?.into_iter().sum();
-    totals.memory_bytes += streams::memory_of_groups(store, name).await?;
+    totals.groups = streams::totals_of_groups(store, name).await?;
+    totals.memory_bytes += totals.groups.memory_bytes;
     each_inbox(database, store, tenant, |_, key, length, bytes| match length {
         Length::Missing => {}
         Length::Entries(length) => {

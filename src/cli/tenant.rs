@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::table::{Cell, Tone, or_nothing};
 use super::{Confirm, Global, find_registered, find_tenant};
 use crate::admin::status::connect_redis;
+use crate::admin::streams::GroupTotals;
 use crate::admin::tenants::{TenantRecord, TenantReport, dropped_meanwhile, report};
 use crate::admin::{self, published};
 use crate::config::Config;
@@ -314,6 +315,21 @@ async fn show(global: &Global, config: &Config, database: &Database, name: &str)
     )
 }
 
+/// How many groups have a stream, and which takes most.
+fn groups(totals: &GroupTotals) -> String {
+    match &totals.largest {
+        None => "0".to_owned(),
+        Some(largest) => format!(
+            "{}, with {} entries; the largest is {}, {} entries, {}",
+            totals.count,
+            totals.entries,
+            largest.group,
+            largest.entries,
+            human::bytes(largest.memory_bytes)
+        ),
+    }
+}
+
 /// What the streams of a tenant take of its budget.
 pub(super) fn budget(used: u64, budget: u64, is_exceeded: bool) -> Cell {
     let text = format!("{} of {}", human::bytes(used), human::bytes(budget));
@@ -377,6 +393,7 @@ impl Render for TenantReport {
                 )
                 .into(),
             ),
+            ("groups", groups(&streams.groups).into()),
             (
                 "memory",
                 budget(streams.memory_bytes, streams.budget_bytes, streams.exceeded),

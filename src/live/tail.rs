@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::contract::entry::Entry;
-use crate::contract::group::{self, Membership};
+use crate::contract::group::{self, GroupId, Membership};
 use crate::contract::keys::Keys;
 use crate::contract::notice::{ChangeNotice, LiveEntry, Recipients};
 use crate::core::backoff::Backoff;
@@ -164,6 +164,9 @@ impl Freshness {
 pub trait ChangeListener: std::fmt::Debug + Send + Sync {
     /// A change of a tenant, for these users or all; a notice comes once for each group of users.
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>);
+
+    /// A change of a tenant, for the members of these groups; a call of [`Self::changed`] with the users precedes it.
+    fn changed_for_groups(&self, _tenant: &str, _notice: &Notice, _groups: &[GroupId]) {}
 
     /// Changes may have been missed.
     fn lost(&self);
@@ -319,6 +322,9 @@ fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
     for listener in hub.listeners().iter() {
         for (notice, recipients) in &notices {
             listener.changed(&tenant, notice, recipients.users.as_deref());
+            if !recipients.groups.is_empty() {
+                listener.changed_for_groups(&tenant, notice, &recipients.groups);
+            }
         }
     }
     for (notice, Recipients { users, groups, .. }) in notices {

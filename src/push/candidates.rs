@@ -5,7 +5,7 @@
 //! in a list beside the stream.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::contract::device_state::{PROGRESS_FIELDS, Progress};
 use crate::contract::entry::Entry;
+use crate::contract::group::GroupId;
 use crate::contract::lua;
 use crate::contract::push::PushEntry;
 use crate::core::event;
@@ -27,6 +28,9 @@ use crate::redis::store::{Error, Store};
 
 /// Entries looked at at once.
 const LOOK: usize = 50;
+
+/// Users whose memberships are read at once.
+const MEMBERS: usize = 20;
 
 /// Entries looked at at most. Who has more to catch up with has something.
 const LOOK_MAX: usize = 1000;
@@ -47,6 +51,8 @@ pub struct Gathered {
     pub users: HashMap<String, HashSet<Uuid>>,
     /// Tenants all of whose users received an event, or may have.
     pub tenants: HashSet<String>,
+    /// Groups, with their tenants, whose members received an event.
+    pub groups: HashSet<(String, GroupId)>,
     /// Events may have been missed.
     pub is_gap: bool,
     count: usize,
@@ -59,18 +65,37 @@ impl PushCandidates {
         *self.gathered.lock() = Gathered::default();
     }
 
-    /// Adds the recipients of an event; `None` is every user of the tenant.
-    fn add(&self, tenant: &str, name: &str, users: Option<&[Uuid]>) {
+    /// How many candidates are kept, if an event counts.
+    fn bound(&self, name: &str) -> Option<usize> {
         let wanted = self.wanted.read();
-        let Some((events, most)) = &*wanted else { return };
+        let (events, most) = wanted.as_ref()?;
         let counts = match name {
             // Entries that were published while the tenant was paused wait for its devices, too.
             event::TENANT_RESUMED => true,
             name => !name.is_empty() && !event::is_internal(name) && (events.contains(name) || events.contains("*")),
         };
-        if !counts {
-            return;
+        counts.then_some(*most)
+    }
+
+    /// Adds groups whose members received an event.
+    fn add_groups(&self, tenant: &str, name: &str, groups: &[GroupId]) {
+        let Some(most) = self.bound(name) else { return };
+        let mut gathered = self.gathered.lock();
+        for group in groups {
+            if gathered.count >= most {
+                gathered.is_gap = true;
+                break;
+            }
+            let is_new = gathered.groups.insert((tenant.to_owned(), group.clone()));
+            gathered.count += usize::from(is_new);
         }
+        drop(gathered);
+        self.is_new.notify_one();
+    }
+
+    /// Adds the recipients of an event; `None` is every user of the tenant.
+    fn add(&self, tenant: &str, name: &str, users: Option<&[Uuid]>) {
+        let Some(most) = self.bound(name) else { return };
         let mut gathered = self.gathered.lock();
         match users {
             None => {
@@ -78,7 +103,7 @@ impl PushCandidates {
             }
             Some(users) => {
                 for user in users {
-                    if gathered.count >= *most {
+                    if gathered.count >= most {
                         gathered.is_gap = true;
                         break;
                     }
@@ -108,6 +133,10 @@ impl PushCandidates {
 impl ChangeListener for PushCandidates {
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
         self.add(tenant, &notice.event, users);
+    }
+
+    fn changed_for_groups(&self, tenant: &str, notice: &Notice, groups: &[GroupId]) {
+        self.add_groups(tenant, &notice.event, groups);
     }
 
     fn lost(&self) {
@@ -192,8 +221,8 @@ pub struct Claimed {
     pub now_ms: i64,
 }
 
-/// What waits for devices that were not woken, each by its place in the list. `is_shared` says whether the shared stream
-/// can hold what counts.
+/// What waits for devices that were not woken, each by its place in the list. `is_shared` says whether streams of several
+/// users can hold what counts: the shared one, and those of groups.
 ///
 /// # Errors
 /// See [`Error`].
@@ -211,8 +240,9 @@ pub async fn waiting(
         pipe.hmget(keys.device(tenant, &device.device_id), &PROGRESS_FIELDS);
     }
     let states: Vec<Vec<Option<String>>> = store.query(&pipe).await?;
-    let mut found = vec![None; devices.len()];
+    let mut found: Vec<Option<Waiting>> = vec![None; devices.len()];
     let mut looks = Vec::new();
+    let mut members = Vec::new();
     for (index, (device, state)) in devices.iter().zip(&states).enumerate() {
         let progress = Progress::parse(state, epoch);
         if progress.is_pushed {
@@ -221,20 +251,75 @@ pub async fn waiting(
         looks.push((index, keys.inbox(tenant, &device.user.to_string()), progress.has));
         if is_shared {
             looks.push((index, keys.shared(tenant), progress.has));
+            members.push((index, progress.has));
         }
     }
+    let since = |index: usize, has: Option<StreamId>| has.is_none().then_some(devices[index].enrolled_ts);
+    let looks: Vec<Look> = looks
+        .into_iter()
+        .map(|(index, key, has)| Look {
+            index,
+            key,
+            after: has,
+            since_ts: since(index, has),
+        })
+        .collect();
+    look_at(store, devices, &looks, &counts, &mut found).await?;
+    if !store.has_groups() {
+        return Ok(found);
+    }
+    // A user may have many groups: few users at a time, and no further streams of a device with enough in those before.
+    for part in members.chunks(MEMBERS) {
+        let users: Vec<Uuid> = part.iter().map(|(index, _)| devices[*index].user).collect();
+        let mut looks = VecDeque::new();
+        for ((index, has), members) in part.iter().zip(store.memberships(tenant, &users).await?) {
+            looks.extend(members.groups.into_iter().map(|(group, joined)| Look {
+                index: *index,
+                key: keys.group(tenant, &group),
+                after: Some(has.map_or(joined, |has| has.max(joined))),
+                since_ts: since(*index, *has),
+            }));
+        }
+        while !looks.is_empty() {
+            let has_enough = |look: &Look| found[look.index].as_ref().is_some_and(|waiting| waiting.count >= LOOK);
+            looks.retain(|look| !has_enough(look));
+            let next: Vec<Look> = looks.drain(..looks.len().min(LOOK)).collect();
+            look_at(store, devices, &next, &counts, &mut found).await?;
+        }
+    }
+    Ok(found)
+}
+
+/// A stream to be read for a device.
+struct Look {
+    /// The device's place in the list.
+    index: usize,
+    key: String,
+    /// Behind this position.
+    after: Option<StreamId>,
+    /// Only what was committed from then on, µs since 1970.
+    since_ts: Option<i64>,
+}
+
+/// Reads streams, and adds what counts to what waits for their devices.
+async fn look_at(
+    store: &Store,
+    devices: &[Device],
+    looks: &[Look],
+    counts: &impl Fn(&str) -> bool,
+    found: &mut [Option<Waiting>],
+) -> Result<(), Error> {
     for part in looks.chunks(LOOK) {
         let mut pipe = redis::pipe();
-        for (_, key, has) in part {
-            range(&mut pipe, key, *has, None);
+        for look in part {
+            range(&mut pipe, &look.key, look.after, None);
         }
         let replies: Vec<redis::streams::StreamRangeReply> = store.query(&pipe).await?;
-        for ((index, key, has), reply) in part.iter().zip(replies) {
-            let since = has.is_none().then_some(devices[*index].enrolled_ts);
-            let device = &devices[*index].device_id;
+        for (at, reply) in part.iter().zip(replies) {
+            let device = &devices[at.index].device_id;
             let counts = |entry: &Entry| counts(entry.event_name()) && !is_own(device, entry);
-            let waiting = look(store, key, *has, reply, &counts, since).await?;
-            let best: &mut Option<Waiting> = &mut found[*index];
+            let waiting = look(store, &at.key, at.after, reply, &counts, at.since_ts).await?;
+            let best = &mut found[at.index];
             *best = match (best.take(), waiting) {
                 (Some(one), Some(other)) => Some(Waiting {
                     count: one.count + other.count,
@@ -244,7 +329,7 @@ pub async fn waiting(
             };
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Entries of a stream before one, newest first.

@@ -1,14 +1,17 @@
 //! Triggers pushes for devices that are away and have entries to sync.
 //!
 //! The engine that replicates does it. Candidates come from two sources: notices of the live tail ([`PushCandidates`]), and
-//! a sweep of all devices, a page at a time, which finds what was missed. Examining candidates takes a statement for hundreds
+//! a sweep of all devices, a page at a time, which finds what was missed. A notice for a group leads to its members, a page
+//! of Postgres at a time. Examining candidates takes a statement for hundreds
 //! of users and a few round trips to Redis. A script in Redis decides for each device ([`candidates`]): one entry until it
 //! has synced.
 //!
-//! - `schedule`: users to examine, and when.
+//! - `groups`: groups whose members are to be examined.
+//! - `schedule`: users and groups to examine, and when.
 //! - [`webhook`]: sends each entry to the operator's server.
 
 pub mod candidates;
+mod groups;
 mod schedule;
 pub mod webhook;
 
@@ -24,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::candidates::{Decision, Device, PushCandidates, Terms};
+use self::groups::GroupScans;
 use self::schedule::Schedule;
 use self::webhook::Webhook;
 use crate::config::Config;
@@ -34,6 +38,8 @@ use crate::live::presence::Presence;
 use crate::postgres::tenants;
 use crate::postgres::{Database, sql};
 use crate::redis::store::Store;
+use crate::sync::members;
+use crate::sync::tables::Routing;
 use crate::telemetry::metrics::Metrics;
 
 /// How long candidates are collected, so that a burst is examined once.
@@ -136,12 +142,14 @@ impl Waker {
         let settings = &self.config.push;
         let interval = Duration::from_secs(settings.sweep_interval_seconds);
         let mut schedule = Schedule::new(settings.candidates_max);
+        let mut groups = GroupScans::new(settings.candidates_max);
         let mut sweep = Sweep::default();
         // Changes may have been missed before this engine led.
         let mut next_sweep = Instant::now();
         loop {
             let wake = if sweep.tenants.is_empty() {
-                schedule.next().map_or(next_sweep, |due| due.min(next_sweep))
+                let due = schedule.next().into_iter().chain(groups.next());
+                due.fold(next_sweep, Instant::min)
             } else {
                 Instant::now()
             };
@@ -156,8 +164,11 @@ impl Waker {
                     schedule.put(&tenant, user, now);
                 }
             }
+            for (tenant, group) in gathered.groups {
+                groups.put(&tenant, group, now);
+            }
             sweep.add(gathered.tenants.iter().filter_map(|name| Tenant::named(name)));
-            if gathered.is_gap || schedule.take_overflow() {
+            if gathered.is_gap || schedule.take_overflow() || groups.take_overflow() {
                 next_sweep = next_sweep.min(now + LOOK_RETRY);
             }
             let result = async {
@@ -166,6 +177,7 @@ impl Waker {
                     next_sweep = now + interval;
                 }
                 self.look_at_due(&mut schedule, now).await?;
+                self.look_at_members(&mut groups, &mut schedule).await?;
                 self.go_on(&mut sweep, &mut schedule).await
             };
             if let Err(error) = result.await {
@@ -178,7 +190,7 @@ impl Waker {
     }
 
     /// Looks at users who are due.
-    async fn look_at_due(&self, schedule: &mut Schedule, now: Instant) -> Result<()> {
+    async fn look_at_due(&self, schedule: &mut Schedule<Uuid>, now: Instant) -> Result<()> {
         let mut by_tenant: HashMap<Arc<str>, Vec<Uuid>> = HashMap::new();
         for (tenant, user) in schedule.due(now) {
             by_tenant.entry(tenant).or_default().push(user);
@@ -186,16 +198,39 @@ impl Waker {
         for (name, users) in by_tenant {
             let Some(tenant) = Tenant::named(&name) else { continue };
             for users in users.chunks(PAGE) {
-                let sql = sql!("push/push_devices_of", tenant);
-                let rows = self.database.query(&sql, &[(&users, Type::UUID_ARRAY)]).await;
-                self.look_at(&tenant, &devices(&rows?)?, schedule).await?;
+                self.look_at_users(&tenant, users, schedule).await?;
             }
         }
         Ok(())
     }
 
+    async fn look_at_users(&self, tenant: &Tenant, users: &[Uuid], schedule: &mut Schedule<Uuid>) -> Result<()> {
+        let sql = sql!("push/push_devices_of", tenant);
+        let rows = self.database.query(&sql, &[(&users, Type::UUID_ARRAY)]).await;
+        self.look_at(tenant, &devices(&rows?)?, schedule).await
+    }
+
+    /// Looks at the next members of a group that is due.
+    async fn look_at_members(&self, groups: &mut GroupScans, schedule: &mut Schedule<Uuid>) -> Result<()> {
+        let started = Instant::now();
+        // After an error the sweep finds the members.
+        let Some(scan) = groups.take(started) else {
+            return Ok(());
+        };
+        let Some(tenant) = Tenant::named(&scan.tenant) else {
+            return Ok(());
+        };
+        let routing = Routing::configured(&self.config);
+        let page = members::page(&self.database, &tenant, &scan.group, routing, scan.after(), PAGE)
+            .await
+            .with_context(|| format!("cannot list the members of {} in tenant {}", scan.group, tenant.name))?;
+        self.look_at_users(&tenant, &page.users, schedule).await?;
+        groups.went_on(scan, page.after, started);
+        Ok(())
+    }
+
     /// Looks at the next page of a sweep.
-    async fn go_on(&self, sweep: &mut Sweep, schedule: &mut Schedule) -> Result<()> {
+    async fn go_on(&self, sweep: &mut Sweep, schedule: &mut Schedule<Uuid>) -> Result<()> {
         let Some(tenant) = sweep.tenants.front().cloned() else {
             return Ok(());
         };
@@ -220,7 +255,7 @@ impl Waker {
     }
 
     /// Decides of devices of one tenant, and when to look again.
-    async fn look_at(&self, tenant: &Tenant, devices: &[Device], schedule: &mut Schedule) -> Result<()> {
+    async fn look_at(&self, tenant: &Tenant, devices: &[Device], schedule: &mut Schedule<Uuid>) -> Result<()> {
         if devices.is_empty() {
             return Ok(());
         }

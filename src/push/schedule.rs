@@ -1,24 +1,22 @@
-//! Users who are to be looked at, and when.
+//! Users and groups of tenants that are to be looked at, and when.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use uuid::Uuid;
 
-type User = (Arc<str>, Uuid);
-
-/// A bounded set of users by time, each once, at its earliest time.
+/// A bounded set of users or groups by time, each once, at its earliest time.
 #[derive(Debug)]
-pub(super) struct Schedule {
-    by_time: BTreeSet<(Instant, User)>,
-    times: HashMap<User, Instant>,
+pub(super) struct Schedule<T> {
+    by_time: BTreeSet<(Instant, (Arc<str>, T))>,
+    times: HashMap<(Arc<str>, T), Instant>,
     most: usize,
     has_overflown: bool,
 }
 
-impl Schedule {
-    /// An empty one for so many users.
+impl<T: Clone + Ord + Hash> Schedule<T> {
+    /// An empty one for so many.
     pub(super) fn new(most: usize) -> Self {
         Self {
             by_time: BTreeSet::new(),
@@ -28,9 +26,9 @@ impl Schedule {
         }
     }
 
-    /// Puts a user in; one who is in already stays at the earlier time. Who does not fit is only counted as lost.
-    pub(super) fn put(&mut self, tenant: &str, user: Uuid, at: Instant) {
-        let key: User = (tenant.into(), user);
+    /// Adds one; what is there already stays at the earlier time. What does not fit is only counted as lost.
+    pub(super) fn put(&mut self, tenant: &str, one: T, at: Instant) {
+        let key = (tenant.into(), one);
         match self.times.get(&key) {
             Some(known) if *known <= at => return,
             Some(known) => {
@@ -51,20 +49,20 @@ impl Schedule {
         self.by_time.first().map(|(at, _)| *at)
     }
 
-    /// Takes out all who are due.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<User> {
-        let mut due = Vec::new();
-        while self.next().is_some_and(|at| at <= now) {
-            let Some((_, user)) = self.by_time.pop_first() else {
-                break;
-            };
-            self.times.remove(&user);
-            due.push(user);
-        }
-        due
+    /// Removes all that are due.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<(Arc<str>, T)> {
+        std::iter::from_fn(|| self.next_due(now)).collect()
     }
 
-    /// Whether a user did not fit since the last call.
+    /// Removes the first, if it is due.
+    pub(super) fn next_due(&mut self, now: Instant) -> Option<(Arc<str>, T)> {
+        self.next().filter(|at| *at <= now)?;
+        let (_, first) = self.by_time.pop_first()?;
+        self.times.remove(&first);
+        Some(first)
+    }
+
+    /// Whether one did not fit since the last call.
     pub(super) fn take_overflow(&mut self) -> bool {
         std::mem::take(&mut self.has_overflown)
     }
@@ -73,6 +71,8 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use uuid::Uuid;
 
     use super::*;
 

@@ -114,6 +114,31 @@ impl Store {
         })
     }
 
+    /// The memberships of these users, each by its place in the list; empty where they are not known now.
+    pub async fn memberships(&self, tenant: &str, users: &[Uuid]) -> Result<Vec<Members>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("HMGET")
+            .arg(self.0.keys.meta(tenant))
+            .arg(&[meta::GENERATION, meta::STATE, meta::GROUPS_RESET]);
+        checkpoint_command(&mut pipe, &self.0.keys);
+        let (meta, checkpoint): (Values, Values) = self.query(&pipe).await?;
+        let (meta, view) = (Meta::parse(meta), parse_view(&checkpoint)?);
+        let mut pipe = redis::pipe();
+        for user in users {
+            pipe.cmd("HGETALL").arg(self.0.keys.members(tenant, &user.to_string()));
+        }
+        let fields: Vec<Fields> = match users {
+            [] => Vec::new(),
+            _ => self.query(&pipe).await?,
+        };
+        let known = |fields: &Fields| {
+            let members = Members::parse(fields);
+            let is_known = members.is_of(view.epoch, meta.generation, meta.groups_reset) && members.since.is_some();
+            if is_known { members } else { Members::default() }
+        };
+        Ok(fields.iter().map(known).collect())
+    }
+
     fn standing_commands(&self, tenant: &str, user: Uuid) -> Pipeline {
         let mut pipe = redis::pipe();
         pipe.atomic();

@@ -6,7 +6,7 @@ use postgres_types::Type;
 use uuid::Uuid;
 
 use super::described::{Column, Parameters, Table};
-use super::tables::{Routing, Viewer};
+use super::tables::{FIRST_USER_OID, Routing, Viewer};
 use crate::config::group::Group;
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::group::GroupId;
@@ -64,6 +64,33 @@ impl MemberTable {
         let name = &self.table.name;
         Some(format!(
             "SELECT m.{user}::text FROM {name} AS m WHERE {has_id} AND {is_valid} ORDER BY 1 LIMIT {limit}"
+        ))
+    }
+
+    /// A statement that reads a page of the members of a group. It compares in the column's own type where it can, so that an
+    /// index serves.
+    fn page(&self, id: &str, after: Option<&str>, limit: usize, parameters: &mut Parameters) -> Option<String> {
+        let has_id = self.id.equals("m", id, parameters);
+        let (is_valid, user) = (self.is_valid(parameters)?, quote_identifier(&self.user.name));
+        let is_built_in = self.user.type_oid < FIRST_USER_OID;
+        let (order, cast) = match is_built_in {
+            true => (
+                format!("m.{user}"),
+                format!("::{}", quote_identifier(&self.user.type_name)),
+            ),
+            false => (format!("m.{user}::text"), String::new()),
+        };
+        let is_behind = match after {
+            None => format!("m.{user} IS NOT NULL"),
+            Some(after) => format!("{order} > {}::text{cast}", parameters.text(after)),
+        };
+        let (name, limit) = (
+            &self.table.name,
+            parameters.add(i64::try_from(limit).unwrap_or(i64::MAX), Type::INT8),
+        );
+        Some(format!(
+            "SELECT m.{user}::text FROM {name} AS m WHERE {has_id} AND {is_valid} AND {is_behind} ORDER BY {order} \
+             LIMIT {limit}"
         ))
     }
 
@@ -153,4 +180,51 @@ pub(super) async fn groups_of(
     }
     found.truncate(groups_max);
     Ok(found)
+}
+
+/// Members of a group.
+#[derive(Debug, Default)]
+pub struct MembersPage {
+    pub users: Vec<Uuid>,
+    /// The value behind which the next page begins; `None` behind the last page.
+    pub after: Option<String>,
+}
+
+/// A page of the members of a group, in the order of the column that names them. A group that the configuration or the
+/// tenant does not have has none.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn page(
+    database: &Database,
+    tenant: &Tenant,
+    group: &GroupId,
+    routing: Routing<'_>,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<MembersPage, feature::Error> {
+    let Some(configured) = routing.groups.get(group.name()) else {
+        return Ok(MembersPage::default());
+    };
+    let Some(table) = MemberTable::read(database, tenant, configured, routing).await? else {
+        return Ok(MembersPage::default());
+    };
+    let mut parameters = Parameters::default();
+    let Some(statement) = table.page(group.id(), after, limit, &mut parameters) else {
+        return Ok(MembersPage::default());
+    };
+    let rows = database
+        .query(&Statement::composed(statement), &parameters.as_params())
+        .await?;
+    let mut page = MembersPage::default();
+    for row in &rows {
+        let value: String = row.try_get(0)?;
+        // A value that names no user is in quarantine.
+        page.users.extend(table.names.user_id(&tenant.name, value.as_bytes()));
+        page.after = Some(value);
+    }
+    if rows.len() < limit {
+        page.after = None;
+    }
+    Ok(page)
 }

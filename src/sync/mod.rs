@@ -14,7 +14,7 @@ pub mod device_state;
 pub mod incoming;
 pub mod item;
 pub mod lookup;
-mod members;
+pub mod members;
 pub mod metadata;
 pub mod outgoing;
 pub mod prefetch;

@@ -27,7 +27,7 @@ use crate::feature;
 use crate::postgres::{Database, Statement, sql};
 
 /// OIDs below are of types that Postgres brings.
-const FIRST_USER_OID: u32 = 16_384;
+pub(super) const FIRST_USER_OID: u32 = 16_384;
 
 /// Who sees which rows: the rules, and the groups that they name.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@ use super::super::human;
 use super::super::output::{self, Render, Text, outln};
 use super::super::table::{Cell, NOTHING, Tone, or_nothing};
 use super::{Context, Tenants, mark};
-use crate::admin::stream_report::{Inboxes, StreamList, StreamReport, TenantStreams};
+use crate::admin::stream_report::{Groups, Inboxes, StreamList, StreamReport, TenantStreams};
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -71,6 +71,9 @@ fn tenant_rows(tenant: &TenantStreams) -> Vec<[Cell; 9]> {
         stream_row(name, &tenant.shared, problem(&tenant.shared)),
         inboxes_row(name, &tenant.inboxes),
     ];
+    if tenant.groups.totals.count + tenant.groups.totals.unusable > 0 {
+        rows.push(groups_row(name, &tenant.groups));
+    }
     let beyond = match tenant.exceeded {
         true => "beyond its budget: writes are refused",
         false => "",
@@ -132,6 +135,35 @@ fn inboxes_row(tenant: &str, inboxes: &Inboxes) -> [Cell; 9] {
         Cell::number(format!("{} each", human::bytes(inboxes.bytes_max))),
         NOTHING.into(),
         Cell::from(inboxes_note(tenant, inboxes)).toned(tone),
+    ]
+}
+
+fn groups_row(tenant: &str, groups: &Groups) -> [Cell; 9] {
+    let totals = &groups.totals;
+    let count = match totals.count {
+        1 => "1 group".to_owned(),
+        count => format!("{count} groups"),
+    };
+    let largest = totals.largest.as_ref();
+    let largest =
+        largest.map(|largest| format!("largest: {} of {}", human::bytes(largest.memory_bytes), largest.group));
+    let unusable = (totals.unusable > 0).then(|| format!("streams of the wrong type: {}", totals.unusable));
+    let notes: Vec<String> = largest.into_iter().chain(unusable).collect();
+    let tone = if totals.unusable > 0 {
+        Tone::Warning
+    } else {
+        Tone::Plain
+    };
+    [
+        Cell::from(tenant),
+        count.into(),
+        Cell::number(totals.entries),
+        NOTHING.into(),
+        NOTHING.into(),
+        Cell::number(human::bytes(totals.memory_bytes)),
+        Cell::number(format!("{} each", human::bytes(groups.bytes_max))),
+        NOTHING.into(),
+        Cell::from(notes.join("; ")).toned(tone),
     ]
 }
 
