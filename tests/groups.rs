@@ -939,7 +939,7 @@ async fn operators_see_streams_of_groups_and_rebuild_them() {
     write(&office, "INSERT INTO lists VALUES (1, 'one'), (2, 'two')").await;
     write(
         &office,
-        &format!("UPDATE lists SET title = '{}' WHERE id = 2", "x".repeat(1000)),
+        &format!("UPDATE lists SET title = '{}' WHERE id = 2", "x".repeat(20_000)),
     )
     .await;
     office.world.published().await;

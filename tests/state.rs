@@ -757,6 +757,8 @@ async fn state_content_is_not_in_events_or_logs() {
     config.log.level = "trace".into();
     let process = world.process_with("all", &config, Some(&log)).await;
     world.tenant("acme").await;
+    // An epoch that begins later would not know the inbox.
+    world.published().await;
     world.user("acme", "joe", UserType::Mobile).await;
     world.published().await;
     let joe = process.api().log_in("acme", "joe").await;

@@ -77,10 +77,12 @@ impl AdminService {
 impl server::Service for AdminService {
     async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
         if request.uri().path() == "/health" {
-            return self.service.respond(request, peer).await;
+            return Box::pin(self.service.respond(request, peer)).await;
         }
         let service = self.service.clone();
-        let responding = self.workers.spawn(async move { service.respond(request, peer).await });
+        let responding = self
+            .workers
+            .spawn(async move { Box::pin(service.respond(request, peer)).await });
         match AbortOnDropHandle::new(responding).await {
             Ok(response) => response,
             Err(_) => Error::internal("the engine stops").into_response(""),
