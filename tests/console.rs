@@ -566,7 +566,7 @@ async fn quarantined_change_is_a_problem_until_it_is_retried_or_dropped() {
     no_problem(&mut events).await;
     office
         .sql("CREATE TABLE tenant_acme.orders (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), owner_id text); \
-              ALTER TABLE tenant_acme.orders REPLICA IDENTITY FULL; INSERT INTO tenant_acme.orders (owner_id) VALUES ('nobody')")
+              ALTER TABLE tenant_acme.orders REPLICA IDENTITY FULL; INSERT INTO tenant_acme.orders (owner_id) VALUES ('not an id')")
         .await;
     let found = problem(&mut events, "quarantine").await;
     assert_eq!(found["command"], "posduif stream quarantine retry --tenant acme --all");
@@ -589,7 +589,7 @@ async fn quarantined_change_is_a_problem_until_it_is_retried_or_dropped() {
     no_problem(&mut events).await;
 
     office
-        .sql("INSERT INTO tenant_acme.orders (owner_id) VALUES ('nobody')")
+        .sql("INSERT INTO tenant_acme.orders (owner_id) VALUES ('not an id')")
         .await;
     problem(&mut events, "quarantine").await;
     let listed = operator.get("/admin/api/tenants/acme/quarantine").await.expect(200);

@@ -15,7 +15,9 @@ use crate::admin::quarantine_retry::Retry;
 use crate::admin::slot_report::{self, SlotSnapshot};
 use crate::admin::{self, conflicts, quarantine};
 use crate::api::request::Request;
+use crate::contract::quarantine::QuarantineEntry;
 use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
 use crate::http::response::{self, Response};
 use crate::messages::conflicts::{Resolution, resolve};
@@ -143,20 +145,24 @@ pub async fn resync_device(console: Arc<Console>, mut request: Request) -> Resul
     done(format!("each device of {} takes a snapshot", found.username))
 }
 
+/// The quarantined change that a request names and confirms.
+async fn quarantined(console: &Console, request: &mut Request) -> Result<(Tenant, QuarantineEntry, Actor), Error> {
+    let tenant = console.tenant(request).await?;
+    let id = request.param("id").to_owned();
+    let (_, actor) = confirmed(request, &id).await?;
+    let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
+    let entry = quarantine::one(&console.diagnostics.store, &tenant.name, parsed).await?;
+    Ok((tenant, entry.ok_or_else(|| not_found("entry"))?, actor))
+}
+
 /// `POST /admin/api/tenants/:tenant/quarantine/:id/drop`.
 pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
-    let tenant = console.tenant(&request).await?;
-    let id = request.param("id").to_owned();
-    let (_, actor) = confirmed(&mut request, &id).await?;
-    let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
+    let (tenant, entry, actor) = quarantined(&console, &mut request).await?;
     let (database, store) = (&console.diagnostics.database, &console.diagnostics.store);
-    quarantine::one(store, &tenant.name, parsed)
-        .await?
-        .ok_or_else(|| not_found("entry"))?;
     // First, so that none is lost without a trace.
     quarantine::record(database, &tenant.name, "quarantine_dropped", 1, &actor).await;
-    quarantine::forget(store, &tenant.name, &[parsed]).await?;
-    done(format!("removed {id} from quarantine"))
+    quarantine::forget(store, &tenant.name, &[entry.id]).await?;
+    done(format!("removed {} from quarantine", entry.id))
 }
 
 /// `POST /admin/api/tenants/:tenant/quarantine/:id/retry`.
@@ -164,21 +170,16 @@ pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Re
 /// # Errors
 /// 404, or 409 if the change stays in quarantine, with the reason.
 pub async fn retry_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
-    let tenant = console.tenant(&request).await?;
-    let id = request.param("id").to_owned();
-    let (_, actor) = confirmed(&mut request, &id).await?;
-    let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
-    let store = &console.diagnostics.store;
-    let entry = quarantine::one(store, &tenant.name, parsed).await?;
-    let remedy = quarantine::remedy(&entry.ok_or_else(|| not_found("entry"))?);
+    let (tenant, entry, actor) = quarantined(&console, &mut request).await?;
+    let remedy = quarantine::remedy(&entry);
     let retry = Retry {
         config: &console.diagnostics.config,
         database: &console.diagnostics.database,
-        store,
+        store: &console.diagnostics.store,
         tenant: &tenant,
         timeout: RETRY_TIMEOUT,
     };
-    let remedies = vec![(parsed, remedy.clone())];
+    let remedies = vec![(entry.id, remedy.clone())];
     let retried = match remedy {
         Remedy::Resync(_) => retry.by_resync(remedies, &actor).await,
         Remedy::Row { .. } | Remedy::Sender => retry.by_rows(remedies, &actor).await,
@@ -189,7 +190,7 @@ pub async fn retry_quarantined(console: Arc<Console>, mut request: Request) -> R
             Code::CONFLICT,
             format!("the change stays in quarantine: {}", left.reason),
         )),
-        None => done(format!("delivered {id} and removed it from quarantine")),
+        None => done(format!("delivered {} and removed it from quarantine", entry.id)),
     }
 }
 
