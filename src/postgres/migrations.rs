@@ -150,6 +150,7 @@ const TENANT: &[Migration] = &[
     migration!(12, "tenant", "0012_outside_tables"),
     migration!(13, "tenant", "0013_uploads_of_active_users"),
     migration!(14, "tenant", "0014_conflicts_bound"),
+    migration!(15, "tenant", "0015_late_state_writes"),
 ];
 
 /// The schemas of a command.
