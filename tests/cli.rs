@@ -57,12 +57,12 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(10), "tenant_acme": clean(15)})
+        json!({"posduif": clean(10), "tenant_acme": clean(16)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
-    assert!(complaint.contains("0015_late_state_writes of tenant_acme"), "{complaint}");
+    assert!(complaint.contains("0016_upload_results of tenant_acme"), "{complaint}");
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
         "0010_outbox of tenant_acme, with the tables outbox",
@@ -81,19 +81,20 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0015_late_state_writes", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0016_upload_results", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 14, "dirty": false, "pending": ["0015_late_state_writes"]})
+        json!({"schema": "tenant_acme", "version": 15, "dirty": false, "pending": ["0016_upload_results"]})
     );
-    assert!(migrate("status").await.text().contains("0015_late_state_writes"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0015_late_state_writes\n");
+    assert!(migrate("status").await.text().contains("0016_upload_results"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0016_upload_results\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0015_late_state_writes\n\
+        "tenant_acme rolled back 0016_upload_results\n\
+         tenant_acme rolled back 0015_late_state_writes\n\
          tenant_acme rolled back 0014_conflicts_bound\n\
          tenant_acme rolled back 0013_uploads_of_active_users\n\
          tenant_acme rolled back 0012_outside_tables\n\

@@ -151,6 +151,7 @@ const TENANT: &[Migration] = &[
     migration!(13, "tenant", "0013_uploads_of_active_users"),
     migration!(14, "tenant", "0014_conflicts_bound"),
     migration!(15, "tenant", "0015_late_state_writes"),
+    migration!(16, "tenant", "0016_upload_results"),
 ];
 
 /// The schemas of a command.
