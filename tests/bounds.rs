@@ -8,6 +8,7 @@ use flate2::write::GzEncoder;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use posduif::accounts::users::UserType;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -274,6 +275,63 @@ async fn uploads_of_one_user_leave_the_pool_to_others() {
         }
     }
     assert!(applied >= 2, "{applied}");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn locked_table_of_one_tenant_leaves_the_pool_to_others() {
+    let office = Office::with(|config| {
+        config.postgres.pool_size = 8;
+        config.postgres.lock_timeout_seconds = 60;
+        config.postgres.query_timeout_seconds = 60;
+    })
+    .await;
+    let world = &office.world;
+    world.tenant("other").await;
+    let other_bob_id = world.user("other", "bob", UserType::Web).await;
+    let ben = world.user("other", "ben", UserType::Mobile).await.to_string();
+    let mut phones = vec![office.phone("phone-0").await];
+    for n in 1..5 {
+        let user = world.user("acme", &format!("user-{n}"), UserType::Mobile).await;
+        let (phone, _) = office.bob.enroll(&format!("phone-{n}"), Some(&user.to_string())).await;
+        phones.push(phone);
+    }
+    let other_bob = office.anybody.log_in("other", "bob").await;
+    let (other_phone, _) = other_bob.enroll("other-phone", Some(&ben)).await;
+    world.published().await;
+    let psql = world.psql().await;
+    let holder = locked(&office).await;
+    let mut requests = tokio::task::JoinSet::new();
+    for phone in &phones {
+        for _ in 0..2 {
+            let (phone, body) = (phone.clone(), message(&office));
+            requests.spawn(async move { phone.post("/api/sync/outgoing", &body).await });
+        }
+    }
+    eventually("uploads of the tenant hold what they can get", || async {
+        (waiting(&psql).await >= 3).then_some(())
+    })
+    .await;
+    for _ in 0..16 {
+        let bob = office.bob.clone();
+        requests.spawn(async move { bob.get("/api/messages").await });
+    }
+    eventually("the tenant holds its share of the pool", || async {
+        (waiting(&psql).await >= 6).then_some(())
+    })
+    .await;
+    // The other tenant reads, writes and uploads.
+    other_bob.get("/api/messages").await.expect(200);
+    let sent = json!({"recipient_id": ben, "content": "goes on"});
+    other_bob.post("/api/messages", &sent).await.expect(201);
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": other_bob_id, "content": "goes on, too"});
+    let uploaded = other_phone
+        .post("/api/sync/outgoing", &json!({"messages": [item]}))
+        .await;
+    assert_eq!(uploaded.expect(200)["synced_count"], 1);
+    assert_eq!(waiting(&psql).await, 6);
+    requests.abort_all();
+    drop(holder);
     office.close().await;
 }
 

@@ -265,7 +265,7 @@ pub async fn complete(
         }
     }
     let (tenant, id) = find(devices.database(), completion.token).await?;
-    let mut client = devices.database().get().await?;
+    let mut client = devices.database().get_for(&tenant).await?;
     let transaction = client.transaction().await?;
     // The locks serialize completions of one enrollment, and of one user.
     let row = transaction

@@ -1,5 +1,6 @@
 //! Turns: work of one user waits in a line of its own before it takes a connection of the pool, so that users who wait for
-//! each other inside Postgres do not hold the connections that others need.
+//! each other inside Postgres do not hold the connections that others need. Nor do those of one tenant: tenants share what
+//! such work may take of the pool ([`crate::postgres::shares`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::Error;
+use crate::core::tenant::Tenant;
+use crate::postgres::shares::{Share, Shares};
 
 /// Work of one user at once.
 const USER_MAX: usize = 2;
@@ -21,8 +24,8 @@ const WAITING_MAX: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Turns {
     users: Arc<Mutex<HashMap<Uuid, Arc<Line>>>>,
-    /// The share of the pool.
-    connections: Arc<Semaphore>,
+    /// What this work may take of the pool.
+    connections: Shares,
 }
 
 /// The line of a user.
@@ -38,7 +41,7 @@ impl Turns {
     pub fn new(pool_size: usize) -> Self {
         Self {
             users: Arc::default(),
-            connections: Arc::new(Semaphore::new((pool_size * 3 / 4).max(1))),
+            connections: Shares::new(pool_size * 3 / 4),
         }
     }
 
@@ -46,7 +49,7 @@ impl Turns {
     ///
     /// # Errors
     /// [`Error::Busy`] with `what` when the user's line is full.
-    pub async fn take(&self, user: Uuid, what: &'static str) -> Result<Turn, Error> {
+    pub async fn take(&self, tenant: &Tenant, user: Uuid, what: &'static str) -> Result<Turn, Error> {
         let line = {
             let mut users = self.users.lock();
             let line = users.entry(user).or_insert_with(|| {
@@ -68,9 +71,9 @@ impl Turns {
         };
         let closed = |_| Error::Internal("the turns of users are closed".into());
         let own = place.line.turns.clone().acquire_owned().await.map_err(closed)?;
-        let connection = self.connections.clone().acquire_owned().await.map_err(closed)?;
         Ok(Turn {
-            _permits: [own, connection],
+            _connection: self.connections.take(&tenant.name).await,
+            _own: own,
             _place: place,
         })
     }
@@ -96,7 +99,8 @@ impl Drop for Place {
 /// A turn, until it is dropped.
 #[derive(Debug)]
 pub struct Turn {
-    _permits: [OwnedSemaphorePermit; 2],
+    _connection: Share,
+    _own: OwnedSemaphorePermit,
     _place: Place,
 }
 
@@ -109,17 +113,23 @@ mod tests {
     #[tokio::test]
     async fn line_of_a_user_is_bounded_and_others_go_on() {
         let turns = Turns::new(4);
+        let tenant = Tenant::named("acme").expect("a valid name");
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let first = turns.take(one, "busy").await.expect("a turn");
-        let second = turns.take(one, "busy").await.expect("a turn");
-        let mut waiting: Vec<_> = (0..WAITING_MAX).map(|_| Box::pin(turns.take(one, "busy"))).collect();
+        let first = turns.take(&tenant, one, "busy").await.expect("a turn");
+        let second = turns.take(&tenant, one, "busy").await.expect("a turn");
+        let mut waiting: Vec<_> = (0..WAITING_MAX)
+            .map(|_| Box::pin(turns.take(&tenant, one, "busy")))
+            .collect();
         for turn in &mut waiting {
             assert!(turn.now_or_never().is_none());
         }
-        assert!(matches!(turns.take(one, "busy").await, Err(Error::Busy("busy"))));
+        assert!(matches!(
+            turns.take(&tenant, one, "busy").await,
+            Err(Error::Busy("busy"))
+        ));
         // One connection is left of three, and a quarter of the pool for other work.
-        let other = turns.take(two, "busy").await.expect("a turn");
-        assert!(turns.take(two, "busy").now_or_never().is_none());
+        let other = turns.take(&tenant, two, "busy").await.expect("a turn");
+        assert!(turns.take(&tenant, two, "busy").now_or_never().is_none());
         drop((first, other));
         waiting.remove(0).await.expect("a turn");
         waiting.clear();

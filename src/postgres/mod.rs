@@ -5,6 +5,8 @@
 //! statements that find rows by a key are prepared, within a bound ([`connection`]). Only DDL, whose names cannot be
 //! parameters, is composed in code, from quoted identifiers.
 //!
+//! Tenants share the connections ([`shares`]): one whose tables are locked leaves some to the others.
+//!
 //! Every session formats values as the replication connection does, in UTC, and has timeouts for statements, locks and idle
 //! transactions. `search_path` is not set: each name is qualified.
 
@@ -13,9 +15,11 @@ pub mod connection;
 mod error;
 pub mod migrations;
 pub mod publication;
+pub mod shares;
 pub mod statement;
 pub mod tenants;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,10 +33,12 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config;
+use crate::core::tenant::Tenant;
 use crate::net::postgres::Server;
 use crate::telemetry::metrics::Operations;
 use crate::telemetry::traces;
 pub use error::Error;
+use shares::{Share, Shares};
 pub use statement::Statement;
 pub(crate) use statement::sql;
 
@@ -46,7 +52,26 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const STATEMENT_GRACE: Duration = Duration::from_secs(2);
 
 /// A connection of the pool; dropping it returns it.
-pub type Client = Object<Manager>;
+#[derive(Debug)]
+pub struct Client {
+    // Returned before the share.
+    connection: Object<Manager>,
+    _share: Option<Share>,
+}
+
+impl Deref for Client {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
 
 /// A parameter and its type.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -69,6 +94,7 @@ pub struct PoolUse {
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: Pool<Manager>,
+    shares: Shares,
     config: tokio_postgres::Config,
     server: Server,
     connect_timeout: Duration,
@@ -133,6 +159,7 @@ impl Database {
         let statement_timeout = Duration::from_secs(settings.query_timeout_seconds) + STATEMENT_GRACE;
         let database = Self {
             pool,
+            shares: Shares::new(settings.pool_size),
             config,
             server,
             connect_timeout: timeout,
@@ -158,13 +185,44 @@ impl Database {
         self.timeline.store(timeline, Ordering::Relaxed);
     }
 
-    /// A connection of the pool, within `postgres.connect_timeout_seconds`.
+    /// A connection of the pool, within `postgres.connect_timeout_seconds`, for statements that need no tables of tenants.
     pub async fn get(&self) -> Result<Client, Error> {
+        self.checkout(None).await
+    }
+
+    /// A connection of the pool for statements that need tables of a tenant, within twice that time.
+    pub async fn get_for(&self, tenant: &Tenant) -> Result<Client, Error> {
+        self.checkout(Some(&tenant.name)).await
+    }
+
+    async fn checkout(&self, tenant: Option<&str>) -> Result<Client, Error> {
         self.taken.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        let client = self.pool.get().await;
+        let client = async {
+            let share = match tenant {
+                Some(tenant) => Some(self.share(tenant).await?),
+                None => None,
+            };
+            Ok(Client {
+                connection: self.pool.get().await?,
+                _share: share,
+            })
+        };
+        let client = client.await;
         self.waits.observe(started.elapsed().as_secs_f64());
-        Ok(client?)
+        client
+    }
+
+    async fn share(&self, tenant: &str) -> Result<Share, Error> {
+        match tokio::time::timeout(self.connect_timeout, self.shares.take(tenant)).await {
+            Ok(share) => Ok(share),
+            Err(_) => {
+                let seconds = self.connect_timeout.as_secs();
+                let message =
+                    format!("the statements of tenant {tenant} hold its share of the connections for {seconds} s");
+                Err(Error::unavailable(message))
+            }
+        }
     }
 
     /// A connection outside of the pool and without timeouts, for work that holds session locks: dropping it releases them.
@@ -202,14 +260,14 @@ impl Database {
 
     /// Runs one statement in one round trip and returns all its rows.
     pub async fn query(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
-        let client = self.get().await?;
+        let client = self.checkout(statement.tenant()).await?;
         self.in_time(statement, client.query_typed(statement, params)).await
     }
 
     /// Like [`Database::query_opt`], for a frequent statement: connections keep it prepared. It must find its rows by a key,
     /// because Postgres may use a generic plan for it.
     pub async fn query_often(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
-        let client = self.get().await?;
+        let client = self.checkout(statement.tenant()).await?;
         let rows = self.in_time(statement, client.query_often(statement, params)).await?;
         Ok(rows.into_iter().next())
     }
@@ -278,7 +336,7 @@ impl Database {
             idle: status.available,
             in_use: status.size.saturating_sub(status.available),
             max: status.max_size,
-            waiting: status.waiting,
+            waiting: status.waiting + self.shares.waiting(),
             taken: self.taken.load(Ordering::Relaxed),
         }
     }

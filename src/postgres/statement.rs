@@ -21,11 +21,12 @@ macro_rules! sql {
 
 pub(crate) use sql;
 
-/// A statement and its name. It dereferences to its text.
+/// A statement, its name, and the tenant whose tables it needs. It dereferences to its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     name: &'static str,
     text: Cow<'static, str>,
+    tenant: Option<String>,
 }
 
 impl Statement {
@@ -34,6 +35,7 @@ impl Statement {
         Self {
             name: file_name(path),
             text: Cow::Borrowed(text),
+            tenant: None,
         }
     }
 
@@ -42,6 +44,7 @@ impl Statement {
         Self {
             name: "other",
             text: text.into(),
+            tenant: None,
         }
     }
 
@@ -52,7 +55,22 @@ impl Statement {
         Self {
             name: self.name,
             text: tenant.sql(&self.text).into(),
+            tenant: Some(tenant.name.clone()),
         }
+    }
+
+    /// The statement as one that needs tables of a tenant: it takes one of the tenant's connections.
+    #[must_use]
+    pub fn for_tenant(self, tenant: &Tenant) -> Self {
+        Self {
+            tenant: Some(tenant.name.clone()),
+            ..self
+        }
+    }
+
+    /// The tenant whose tables it needs.
+    pub fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
     }
 
     /// The file's name without folder and extension, the label of metrics and traces.

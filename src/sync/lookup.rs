@@ -59,7 +59,10 @@ pub async fn row(
         table.name
     );
     let rows = database
-        .query(&Statement::composed(statement), &parameters.as_params())
+        .query(
+            &Statement::composed(statement).for_tenant(tenant),
+            &parameters.as_params(),
+        )
         .await?;
     let Some(row) = rows.first() else {
         return Ok(Lookup::NoRow);
@@ -100,7 +103,10 @@ pub async fn members_of(
         return Ok(Vec::new());
     };
     let rows = database
-        .query(&Statement::composed(statement), &parameters.as_params())
+        .query(
+            &Statement::composed(statement).for_tenant(tenant),
+            &parameters.as_params(),
+        )
         .await?;
     let mut members = Vec::with_capacity(rows.len());
     for row in &rows {

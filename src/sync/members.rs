@@ -169,7 +169,10 @@ pub(super) async fn groups_of(
             table.table.name,
         );
         let rows = database
-            .query(&Statement::composed(statement), &parameters.as_params())
+            .query(
+                &Statement::composed(statement).for_tenant(tenant),
+                &parameters.as_params(),
+            )
             .await?;
         let name = name.as_str().into();
         for row in &rows {
@@ -214,7 +217,10 @@ pub async fn page(
         return Ok(MembersPage::default());
     };
     let rows = database
-        .query(&Statement::composed(statement), &parameters.as_params())
+        .query(
+            &Statement::composed(statement).for_tenant(tenant),
+            &parameters.as_params(),
+        )
         .await?;
     let mut page = MembersPage::default();
     for row in &rows {

@@ -527,7 +527,10 @@ impl Table {
         let mut recipients = view.rules.iter().flat_map(|rule| &rule.to);
         let names_audiences = recipients.any(|to| to.group().is_some());
         let rows = database
-            .query(&Statement::composed(statement), &parameters.as_params())
+            .query(
+                &Statement::composed(statement).for_tenant(view.viewer.tenant),
+                &parameters.as_params(),
+            )
             .await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {

@@ -100,7 +100,7 @@ impl Devices {
         by: &Actor,
     ) -> Result<String, Error> {
         device.check("name")?;
-        let mut client = self.database.get().await?;
+        let mut client = self.database.get_for(tenant).await?;
         let transaction = client.transaction().await?;
         transaction
             .query_typed_opt(&sql!("accounts/user_lock", tenant), &[(&user, Type::UUID)])

@@ -137,7 +137,7 @@ async fn execute(
         (&acked_seq, Type::INT8),
         (&digests, Type::BYTEA_ARRAY),
     ];
-    let client = database.get().await?;
+    let client = database.get_for(&device.tenant).await?;
     let (replies, position) = future::join(
         async {
             // An upload without items reports the length of the device's queue, or acknowledges results.

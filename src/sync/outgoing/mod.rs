@@ -259,7 +259,11 @@ impl Outgoing {
         }
         let _turn = self
             .turns
-            .take(device.user_id, "too many uploads of this user are in progress")
+            .take(
+                &device.tenant,
+                device.user_id,
+                "too many uploads of this user are in progress",
+            )
             .await?;
         let mut uploaded = match apply::apply(&self.database, device, items, &self.config).await {
             Ok(uploaded) => uploaded,
