@@ -1,6 +1,7 @@
 //! Processor time for long request bodies, which any client may send: few are inflated or parsed at once, others wait.
 //!
-//! Each costs a core for a while. If all ran at once, they would leave the requests of others a small share of the machine.
+//! Each costs a core for a while, at low priority. If all ran at once, they would leave the requests of others a small share
+//! of the machine.
 //! Clients (by address) take turns, however many bodies one of them sends. A body that waits holds its bytes, so that
 //! [`super::memory`] bounds how many wait, and the time limit of requests how long.
 
@@ -13,6 +14,8 @@ use tokio::sync::oneshot;
 
 use super::error::Error;
 use crate::config::client_network;
+use crate::core::threads;
+use crate::telemetry;
 
 /// All cores but one, at least one.
 static LINE: LazyLock<Line> = LazyLock::new(|| {
@@ -25,16 +28,19 @@ pub(super) async fn turn(client: IpAddr) -> Result<Turn, Error> {
     LINE.turn(client_network(client)).await
 }
 
-/// Runs CPU-bound work outside the async runtime.
+/// The nice(2) value of the threads: under contention one gets about a third of a core.
+const NICENESS: i32 = 5;
+
+/// Runs CPU-bound work outside the async runtime, at low priority.
 pub(super) async fn run<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(move || {
+    let done = threads::run("body", NICENESS, move || {
         let result = work();
         // Held until here also when the client has gone: the core was busy.
         drop(turn);
         result
     });
-    let done = done.await;
-    done.map_err(|error| Error::internal(format!("reading a long body failed: {error}")))
+    let failed = |error| Error::internal(format!("reading a long body failed: {}", telemetry::chain(&error)));
+    done.await.map_err(failed)
 }
 
 /// Who waits for a turn. Cloning shares it.
