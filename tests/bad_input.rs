@@ -13,6 +13,7 @@ use posduif::config::Secret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::device_proofs::DeviceKey;
 use crate::support::http::{Answer, Api};
 use crate::support::office::{Office, id};
 use crate::support::receiver;
@@ -202,6 +203,7 @@ const LINES: &[Line] = &[
             ("username", Takes::Text),
             ("device_name", Takes::Text),
             ("public_key", Takes::Text),
+            ("auth_key", Takes::Text),
             ("device_info", Takes::Object),
         ],
         ..line("POST", "/api/enrollment/complete", Access::Public)
@@ -230,6 +232,7 @@ const LINES: &[Line] = &[
             ("name", Takes::Text),
             ("type", Takes::Text),
             ("public_key", Takes::Text),
+            ("auth_key", Takes::Text),
             ("device_id", Takes::Text),
         ],
         ..line("POST", "/api/devices", Access::User)
@@ -239,6 +242,18 @@ const LINES: &[Line] = &[
         ..line("PATCH", "/api/devices/{id}", Access::Any)
     },
     line("DELETE", "/api/devices/{id}", Access::Any),
+    Line {
+        fields: &[("tenant", Takes::Text)],
+        ..line("POST", "/api/devices/{id}/challenge", Access::Public)
+    },
+    Line {
+        fields: &[
+            ("tenant", Takes::Text),
+            ("challenge", Takes::Text),
+            ("signature", Takes::Text),
+        ],
+        ..line("POST", "/api/devices/{id}/token", Access::Public)
+    },
     Line {
         bad_queries: PRESENCE,
         ..line("GET", "/api/presence", Access::Any)
@@ -517,10 +532,17 @@ impl Scene {
             "/api/enrollment/create" => json!({"user_id": self.office.joe_id}),
             "/api/enrollment/complete" => json!({
                 "token": Uuid::new_v4(), "device_id": "new", "username": "new", "device_name": "new",
-                "public_key": "new", "device_info": {"platform": "android"},
+                "public_key": "new", "auth_key": DeviceKey::generate().public(), "device_info": {"platform": "android"},
             }),
             "/api/presence" => json!({"status": "away"}),
-            "/api/devices" => json!({"name": "new", "type": "browser", "public_key": "new", "device_id": "new"}),
+            "/api/devices" => json!({
+                "name": "new", "type": "browser", "public_key": "new", "auth_key": DeviceKey::generate().public(),
+                "device_id": "new",
+            }),
+            "/api/devices/{id}/challenge" => json!({"tenant": "acme"}),
+            "/api/devices/{id}/token" => {
+                json!({"tenant": "acme", "challenge": "A".repeat(54), "signature": format!("{}==", "A".repeat(86))})
+            }
             "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
             "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
             "/api/state/batch" => {
@@ -804,7 +826,16 @@ async fn bad_paths_and_queries_are_4xx_and_foreign_rows_unreachable() {
                 .await;
             continue;
         }
-        let absent: &[u16] = &[404];
+        if line.path == "/api/devices/{id}/challenge" {
+            // A challenge does not show whether there is a device.
+            continue;
+        }
+        // Nor does the refusal of a proof.
+        let absent: &[u16] = if line.path == "/api/devices/{id}/token" {
+            &[401, 404]
+        } else {
+            &[404]
+        };
         let long = "x".repeat(20_000);
         let unknown = Uuid::new_v4().to_string();
         for bad in [
@@ -835,7 +866,7 @@ async fn bad_paths_and_queries_are_4xx_and_foreign_rows_unreachable() {
                 (scene.strange_message.clone(), Some(scene.others_message.clone()))
             }
             // Bob is an admin of his own tenant.
-            "/api/devices/{id}" => (scene.strange_device.to_owned(), None),
+            "/api/devices/{id}" | "/api/devices/{id}/token" => (scene.strange_device.to_owned(), None),
             "/api/conflicts/{id}/resolve" => (scene.strange_conflict.clone(), Some(scene.others_conflict.clone())),
             _ => continue,
         };
@@ -932,7 +963,10 @@ async fn bad_bodies_are_4xx() {
         taking_bodies += 1;
         let (api, path, good) = (scene.good(line), scene.good_path(line), scene.good_body(line));
         let typed = |bytes: &[u8]| (Some("application/json"), Bytes::copy_from_slice(bytes));
-        let may_be_empty = matches!(line.path, "/api/enrollment/create" | "/api/sse/ticket");
+        let may_be_empty = matches!(
+            line.path,
+            "/api/enrollment/create" | "/api/sse/ticket" | "/api/devices/{id}/challenge"
+        );
         if !may_be_empty {
             findings.refused("no body", api, line, &path, NOTHING, &[400]).await;
             findings
@@ -1026,7 +1060,7 @@ async fn bad_bodies_are_4xx() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 28);
+    assert_eq!(taking_bodies, 30);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1189,7 +1223,7 @@ async fn oversized_body_is_refused_and_unread_body_is_harmless() {
                 .await;
         }
     }
-    assert_eq!(refused, 28);
+    assert_eq!(refused, 30);
     findings.report(30);
     scene.office.close().await;
 }

@@ -47,7 +47,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0007_identities", "direction": "up"},
             {"schema": "posduif", "migration": "0008_outside_tables", "direction": "up"},
             {"schema": "posduif", "migration": "0009_second_factors", "direction": "up"},
-            {"schema": "posduif", "migration": "0010_verified_addresses", "direction": "up"}
+            {"schema": "posduif", "migration": "0010_verified_addresses", "direction": "up"},
+            {"schema": "posduif", "migration": "0011_device_keys", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -57,12 +58,15 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(10), "tenant_acme": clean(16)})
+        json!({"posduif": clean(11), "tenant_acme": clean(17)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
-    assert!(complaint.contains("0016_upload_results of tenant_acme"), "{complaint}");
+    assert!(
+        complaint.contains("0017_token_renewals of tenant_acme, with the columns devices.token_renewed_at"),
+        "{complaint}"
+    );
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
         "0010_outbox of tenant_acme, with the tables outbox",
@@ -75,25 +79,26 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0010_verified_addresses of posduif, with the columns credentials.unverified_email"),
+        complaint.contains("0011_device_keys of posduif, with the columns devices.auth_key"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0016_upload_results", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0017_token_renewals", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 15, "dirty": false, "pending": ["0016_upload_results"]})
+        json!({"schema": "tenant_acme", "version": 16, "dirty": false, "pending": ["0017_token_renewals"]})
     );
-    assert!(migrate("status").await.text().contains("0016_upload_results"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0016_upload_results\n");
+    assert!(migrate("status").await.text().contains("0017_token_renewals"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0017_token_renewals\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0016_upload_results\n\
+        "tenant_acme rolled back 0017_token_renewals\n\
+         tenant_acme rolled back 0016_upload_results\n\
          tenant_acme rolled back 0015_late_state_writes\n\
          tenant_acme rolled back 0014_conflicts_bound\n\
          tenant_acme rolled back 0013_uploads_of_active_users\n\
@@ -113,7 +118,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 10\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 11\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -43,12 +43,14 @@ async fn devices_list_has_own_devices_and_for_admins_those_of_others() {
             "device_id",
             "device_info",
             "device_type",
+            "has_auth_key",
             "last_seen_at",
             "name",
             "presence",
             "public_key",
             "public_key_changed_at",
             "revoked_at",
+            "token_renewed_at",
             "user_id"
         ]
     );

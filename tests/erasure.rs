@@ -32,7 +32,8 @@ async fn tables_with_secret(world: &World) -> Vec<String> {
     let tables = psql
         .query(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
-             WHERE schemaname IN ('tenant_acme', 'posduif') AND tablename <> 'audit'",
+             WHERE schemaname IN ('tenant_acme', 'posduif') AND tablename <> 'audit'
+             ORDER BY 1",
             &[],
         )
         .await

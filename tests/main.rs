@@ -19,6 +19,7 @@ mod console;
 mod database_docs;
 mod decoder;
 mod dev;
+mod device_proofs;
 mod devices;
 mod doctor;
 mod email_verification;

@@ -19,6 +19,9 @@ WITH known AS (
     INSERT INTO posduif.audit (tenant, actor, address, action, subject, detail)
     SELECT $8, $9, $10, 'device_added', device_id, jsonb_build_object('user_id', user_id, 'is_new', true) FROM made
 )
-SELECT found.*, u.username
+SELECT found.*, u.username,
+       EXISTS (SELECT FROM posduif.devices directory
+               WHERE directory.tenant = $8 AND directory.device_id = found.device_id
+                 AND directory.auth_key IS NOT NULL) AS has_auth_key
 FROM (SELECT false AS is_new, known.* FROM known UNION ALL SELECT true, made.* FROM made) found
 JOIN {schema}.users u ON u.id = found.user_id

@@ -14,7 +14,7 @@ WITH erased AS (
     FROM erased WHERE d.user_id = erased.id
     RETURNING d.device_id
 ), directory AS (
-    UPDATE posduif.devices d SET revoked_at = coalesce(d.revoked_at, now())
+    UPDATE posduif.devices d SET revoked_at = coalesce(d.revoked_at, now()), auth_key = NULL
     FROM erased WHERE d.tenant = $2 AND d.user_id = erased.id
 ), uploads AS (
     DELETE FROM posduif.upload_devices u USING devices WHERE u.tenant = $2 AND u.device_id = devices.device_id

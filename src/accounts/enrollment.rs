@@ -18,7 +18,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use crate::accounts::devices::{Devices, NewDevice, Token};
+use crate::accounts::devices::{AuthKey, Devices, NewDevice, Token};
 use crate::accounts::user_names::check_name;
 use crate::accounts::users::taken;
 use crate::config;
@@ -217,6 +217,8 @@ pub struct Completion {
     pub username: Option<String>,
     pub device_name: Option<String>,
     pub public_key: Option<String>,
+    /// The key by which the device proves itself.
+    pub auth_key: Option<AuthKey>,
     /// Platform, model and the like: a JSON object without control characters.
     pub device_info: Value,
 }
@@ -228,6 +230,7 @@ impl Completion {
             name: self.device_name.as_deref(),
             device_type: None,
             public_key: self.public_key.as_deref(),
+            auth_key: self.auth_key,
             info: Some(&self.device_info),
         }
     }
@@ -285,7 +288,7 @@ pub async fn complete(
             if device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
                 return Err(Error::EnrollmentUsed);
             }
-            replace_token(&transaction, &tenant, &completion.device_id).await?
+            replace_token(&transaction, &tenant, completion).await?
         }
         None if row.try_get::<_, bool>("is_expired")? => return Err(Error::EnrollmentExpired),
         None => {
@@ -369,9 +372,16 @@ async fn enroll(
     })
 }
 
-/// Replaces the token of the same device, which may not have received it.
-async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id: &str) -> Result<Enrolled, Error> {
+/// Replaces the token of the same device, which may not have received it. The key is replaced as well: that of another client
+/// with this enrollment must not stay, and a device may have made another one since.
+async fn replace_token(
+    transaction: &Transaction<'_>,
+    tenant: &Tenant,
+    completion: &Completion,
+) -> Result<Enrolled, Error> {
+    let device_id = &completion.device_id;
     let token = Token::generate()?;
+    let auth_key = completion.auth_key.map(|key| key.spki());
     let row = transaction
         .query_typed_opt(
             &sql!("accounts/enrollment_retry", tenant),
@@ -379,6 +389,7 @@ async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id
                 (&tenant.name, Type::TEXT),
                 (&device_id, Type::TEXT),
                 (&token.hash.as_bytes(), Type::BYTEA),
+                (&auth_key.as_ref().map(<[u8; _]>::as_slice), Type::BYTEA),
             ],
         )
         .await?
@@ -387,7 +398,7 @@ async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id
         tenant: tenant.clone(),
         user_id: row.try_get("user_id")?,
         username: row.try_get("username")?,
-        device_id: device_id.to_owned(),
+        device_id: device_id.clone(),
         device_token: token.text,
     })
 }

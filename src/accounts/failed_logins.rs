@@ -1,4 +1,4 @@
-//! Failed logins, in the log and, within a rate, in the audit log: any client can cause them.
+//! Failed logins and proofs of devices, in the log and, within a rate, in the audit log: any client can cause them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -89,6 +89,22 @@ impl FailedLogins {
             action: "login_failed",
             subject: Some(name),
             detail: json!({"reason": reason, "skipped": skipped}),
+        };
+        audit::record(&self.database, act).await;
+    }
+
+    /// Logs a refused proof of a device, which need not exist. Beyond the rates it is only counted.
+    pub async fn note_proof(&self, address: IpAddr, tenant: &str, device_id: &str) {
+        tracing::warn!(tenant, device = device_id, client = %address, "device proof refused");
+        let Some(skipped) = self.skipped_for(address) else {
+            return;
+        };
+        let act = Act {
+            tenant: Some(tenant),
+            actor: &Actor::anonymous(address),
+            action: "device_proof_refused",
+            subject: Some(device_id.to_owned()),
+            detail: json!({"skipped": skipped}),
         };
         audit::record(&self.database, act).await;
     }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::accounts::devices::{self, Device, DeviceType, Filter, NewDevice, Update};
+use crate::accounts::devices::{self, AuthKey, Device, DeviceType, Filter, NewDevice, Update};
 use crate::accounts::users;
 use crate::api::App;
 use crate::api::auth::Principal;
@@ -60,6 +60,7 @@ struct NewDeviceBody {
     #[serde(rename = "type")]
     device_type: Option<DeviceType>,
     public_key: Option<String>,
+    auth_key: Option<String>,
     device_id: Option<String>,
 }
 
@@ -78,6 +79,7 @@ pub async fn add(app: Arc<App>, mut request: Request) -> Result<Response, Error>
         name: Some(&name),
         device_type: Some(device_type),
         public_key: body.public_key.as_deref(),
+        auth_key: body.auth_key.as_deref().map(AuthKey::parse).transpose()?,
         info: None,
     };
     let devices_max = app.config.auth.devices_max;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::accounts::devices::AuthKey;
 use crate::accounts::enrollment::{self, Completion};
 use crate::accounts::login_limits::Limit;
 use crate::accounts::users;
@@ -154,6 +155,7 @@ struct CompletionBody {
     username: Option<String>,
     device_name: Option<String>,
     public_key: Option<String>,
+    auth_key: Option<String>,
     device_info: Option<RawTree>,
 }
 
@@ -182,6 +184,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         username: body.username,
         device_name: body.device_name,
         public_key: body.public_key,
+        auth_key: body.auth_key.as_deref().map(AuthKey::parse).transpose()?,
         device_info,
     };
     let completing = enrollment::complete(

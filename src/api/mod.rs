@@ -14,6 +14,7 @@ mod batch_body;
 mod confirmation;
 pub mod conflicts;
 pub mod console;
+pub mod device_proof;
 pub mod devices;
 pub mod enrollment;
 pub mod error;

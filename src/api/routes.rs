@@ -11,8 +11,8 @@ use super::health::Diagnostics;
 use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
-    App, account, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi,
-    password_reset, presence, second_factor, sessions, state, sync, tables, tickets, users,
+    App, account, app_instructions, conflicts, device_proof, devices, enrollment, health, home, messages, metrics,
+    openapi, password_reset, presence, second_factor, sessions, state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -136,6 +136,8 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/devices"               Any     2 devices::list),
     route!(POST   "/api/devices"               User   10 devices::add),
     route!(PATCH  "/api/devices/{id}"          Any     3 devices::update),
+    route!(POST   "/api/devices/{id}/challenge" Public 2 device_proof::challenge),
+    route!(POST   "/api/devices/{id}/token"    Public 10 device_proof::renew_token),
     route!(DELETE "/api/devices/{id}"          Any     5 devices::revoke),
 
     route!(GET    "/api/presence"              Any     1 presence::list),

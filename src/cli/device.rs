@@ -213,6 +213,11 @@ impl Render for DeviceDetail {
             ("name", or_nothing(device.name.as_ref()).into()),
             ("type", device.device_type.clone().into()),
             ("device info", device.device_info.to_string().into()),
+            (
+                "key for its token",
+                if device.has_auth_key { "yes" } else { "no" }.into(),
+            ),
+            ("token renewed", or_nothing(device.token_renewed_at).into()),
             ("enrolled", device.created_at.to_string().into()),
             ("last seen", or_nothing(device.last_seen_at).into()),
             (

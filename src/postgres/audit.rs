@@ -19,11 +19,13 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 34] = [
+pub const ACTIONS: [&str; 36] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
+    "device_proof_refused",
     "device_revoked",
+    "device_token_renewed",
     "email_verified",
     "enrollment_completed",
     "enrollment_created",

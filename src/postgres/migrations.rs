@@ -100,6 +100,13 @@ const CONTROL: &[Migration] = &[
         tables: [],
         columns: [("credentials", "unverified_email"), ("credentials", "email_stamp")]
     ),
+    migration!(
+        11,
+        "control",
+        "0011_device_keys",
+        tables: [],
+        columns: [("devices", "auth_key")]
+    ),
 ];
 const TENANT: &[Migration] = &[
     migration!(
@@ -152,6 +159,13 @@ const TENANT: &[Migration] = &[
     migration!(14, "tenant", "0014_conflicts_bound"),
     migration!(15, "tenant", "0015_late_state_writes"),
     migration!(16, "tenant", "0016_upload_results"),
+    migration!(
+        17,
+        "tenant",
+        "0017_token_renewals",
+        tables: [],
+        columns: [("devices", "token_renewed_at")]
+    ),
 ];
 
 /// The schemas of a command.

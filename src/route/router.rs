@@ -278,7 +278,7 @@ impl Router {
                 let access = built_in(
                     "user_id",
                     event::DEVICE_CHANGED,
-                    &["user_id", "revoked_at", "created_at"],
+                    &["user_id", "revoked_at", "created_at", "token_renewed_at"],
                 );
                 plan.deliver_live(&access, relation);
                 // A device that is added again gets another `created_at`.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::authentication::Devices;
 use super::device::{DeviceType, check_name, check_public_key, too_many};
 use super::id::check_device_id;
+use super::key::AuthKey;
 use super::token::Token;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
@@ -26,6 +27,9 @@ pub struct NewDevice<'a> {
     pub device_type: Option<DeviceType>,
     /// Must be that of the known device, if it has one.
     pub public_key: Option<&'a str>,
+    /// The key by which the device proves itself. Without one, a former key ends as the former token does: it may be
+    /// that of a device that was lost and revoked.
+    pub auth_key: Option<AuthKey>,
     /// By default that of the known device, or empty.
     pub info: Option<&'a Value>,
 }
@@ -53,6 +57,7 @@ impl NewDevice<'_> {
     ) -> Result<String, Error> {
         let [actor, address] = by.params();
         let token = Token::generate()?;
+        let auth_key = self.auth_key.map(|key| key.spki());
         let most = i64::try_from(devices_max).unwrap_or(i64::MAX);
         let row = transaction
             .query_typed_one(
@@ -69,6 +74,7 @@ impl NewDevice<'_> {
                     (&most, Type::INT8),
                     actor,
                     address,
+                    (&auth_key.as_ref().map(<[u8; _]>::as_slice), Type::BYTEA),
                 ],
             )
             .await?;

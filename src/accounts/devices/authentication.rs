@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::cache::{BoundDevice, PrincipalCache, Proof};
+use super::challenge::Challenges;
 use super::device;
 use super::id::check_device_id;
 use super::revocation::VisibilityBarrier;
@@ -16,11 +17,15 @@ use super::token::TokenHash;
 use crate::accounts::loader::{Found, Loader, TenantLoader};
 use crate::accounts::users::{self, UserType, Users};
 use crate::config::{self, DeviceAuth};
+use crate::core::rate::Rate;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::live::tail::Freshness;
 use crate::postgres::{Database, sql, tenants};
 use crate::telemetry::metrics::CacheUse;
+
+/// Good proofs that a device may give at once and within a minute, in each process. Each one is an entry in the audit log.
+const PROOFS_PER_MINUTE: u32 = 10;
 
 const UNKNOWN: Error = Error::Unauthorized("unknown device, or not its token");
 
@@ -54,6 +59,9 @@ pub struct Devices {
     freshness: watch::Receiver<Freshness>,
     freshness_bound: Duration,
     pub(super) barrier: VisibilityBarrier,
+    pub(super) challenges: Challenges,
+    /// Good proofs of each tenant's device.
+    pub(super) proofs: Rate<(String, String)>,
 }
 
 impl Devices {
@@ -78,6 +86,8 @@ impl Devices {
             first_uses,
             types: users::types(database.clone()),
             barrier: VisibilityBarrier::new(database.clone()),
+            challenges: Challenges::new(&settings.auth),
+            proofs: Rate::per_minute(PROOFS_PER_MINUTE),
             database,
             users,
             mode: settings.auth.device_auth,

@@ -67,6 +67,10 @@ pub struct Device {
     /// Time of the last sync or open stream, accurate to some seconds.
     pub last_seen_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
+    /// Whether the device has a key by which it proves itself when it has lost its token.
+    pub has_auth_key: bool,
+    /// When the device has got another token by that key for the last time.
+    pub token_renewed_at: Option<Timestamp>,
     /// Presence, where requested; see [`Device::set_presence`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence: Option<Status>,
@@ -86,6 +90,8 @@ impl Device {
             created_at: row.try_get("created_at")?,
             last_seen_at: row.try_get("last_seen_at")?,
             revoked_at: row.try_get("revoked_at")?,
+            has_auth_key: row.try_get("has_auth_key")?,
+            token_renewed_at: row.try_get("token_renewed_at")?,
             presence: None,
         })
     }
@@ -186,6 +192,7 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter<'_>) -> 
                 (&page.offset(), Type::INT8),
                 (&place, Type::TEXT),
                 (&is_after, Type::BOOL),
+                (&tenant.name, Type::TEXT),
             ],
         )
         .await?;

@@ -1,0 +1,1 @@
+ALTER TABLE posduif.devices DROP COLUMN auth_key;

@@ -1,0 +1,1 @@
+ALTER TABLE {schema}.devices DROP COLUMN token_renewed_at;
