@@ -10,7 +10,7 @@
 //!
 //! WebSockets over HTTP/2 (RFC 8441) are not supported; browsers then open an HTTP/1.1 connection.
 
-mod items;
+pub(crate) mod items;
 
 use std::fmt;
 use std::future::Future;
