@@ -32,9 +32,9 @@ WORKDIR /src
 
 # Dependencies first, with empty sources in place of ours: this layer is cached until they change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src examples tests benches/live benches/hostile sql \
-    && echo 'fn main() {}' | tee src/main.rs tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs \
-        benches/api.rs benches/live/main.rs benches/hostile/main.rs >/dev/null \
+RUN mkdir -p src examples/phone_driver tests benches/live benches/hostile sql \
+    && echo 'fn main() {}' | tee src/main.rs tests/main.rs examples/phone.rs examples/phone_driver/main.rs \
+        benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs benches/hostile/main.rs >/dev/null \
     && echo 'fn main() {}' > build.rs \
     && touch src/lib.rs \
     && cargo build --profile dist --no-default-features --locked --bin posduif \
@@ -50,9 +50,9 @@ COPY --from=web /src/web/dist web/dist
 COPY src src
 # The commit for `posduif --version`: the build context has no repository.
 ARG POSDUIF_COMMIT=
-RUN mkdir -p tests benches/live benches/hostile examples \
-    && touch tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
-        benches/hostile/main.rs \
+RUN mkdir -p tests benches/live benches/hostile examples/phone_driver \
+    && touch tests/main.rs examples/phone.rs examples/phone_driver/main.rs benches/replication.rs benches/sync.rs \
+        benches/api.rs benches/live/main.rs benches/hostile/main.rs \
     && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --features web --locked --bin posduif
 
 FROM $BASE_IMAGE

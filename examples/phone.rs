@@ -34,6 +34,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -48,6 +49,7 @@ use hyper_util::rt::TokioExecutor;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
 
 // ---------------------------------------------------------------------------------------------- state
 
@@ -86,12 +88,16 @@ CREATE TABLE IF NOT EXISTS refused (
     tbl    TEXT NOT NULL,
     id     TEXT NOT NULL,
     row    TEXT NOT NULL,
+    code   TEXT NOT NULL,
     reason TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
 
 const MESSAGES: &str = "messages";
+
+/// The code of 413: more items than the server accepts at once, or an item that is too large by itself.
+const TOO_LARGE: &str = "PAYLOAD_TOO_LARGE";
 
 /// Most items in one upload; the server's default limit is 1,000.
 const UPLOAD_ITEMS_MAX: usize = 500;
@@ -101,6 +107,12 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Timeout of an event stream without data; the server sends a comment every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(50);
+
+/// Most events that wait for a sync; while there are so many, the stream is not read.
+const EVENTS_MAX: usize = 1000;
+
+/// The time between syncs without a stream, until the server has named one.
+const SYNC_INTERVAL_SECONDS: u64 = 300;
 
 /// A message as the user sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +163,8 @@ pub(crate) struct Refused {
     pub(crate) table: String,
     pub(crate) id: String,
     pub(crate) row: Value,
+    /// The code of the server, such as `NOT_FOUND`.
+    pub(crate) code: String,
     pub(crate) reason: String,
 }
 
@@ -198,7 +212,7 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
-    fn later(cause: impl ToString) -> Self {
+    pub(crate) fn later(cause: impl ToString) -> Self {
         Self::Later {
             cause: cause.to_string(),
             after: None,
@@ -215,6 +229,58 @@ impl Trouble {
 pub(crate) struct Synced {
     pub(crate) batches: usize,
     pub(crate) rows: usize,
+}
+
+/// A sync that the user needs while the phone follows the event stream: they have made a change.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    /// They wait for it: it begins at once, also during a delay. The answer is whether it succeeded.
+    pub(crate) asker: Option<oneshot::Sender<bool>>,
+}
+
+type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn timer(live: &impl Live, duration: Duration) -> Timer {
+    Box::pin(live.pause(duration))
+}
+
+/// An open stream, and the time after which it counts as broken.
+struct Stream<E> {
+    events: E,
+    silence: Timer,
+}
+
+impl<E> Stream<E> {
+    fn of(events: E, live: &impl Live) -> Self {
+        Self {
+            events,
+            silence: timer(live, SILENCE_MAX),
+        }
+    }
+}
+
+/// The events that have arrived on a stream.
+async fn arrived<L: Live>(stream: &mut Option<Stream<L::Events>>, live: &L) -> Result<Vec<Event>, Trouble> {
+    let Some(stream) = stream else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        received = stream.events.receive() => {
+            stream.silence = timer(live, SILENCE_MAX);
+            received
+        }
+        () = &mut stream.silence => Err(Trouble::later("no heartbeat came")),
+    }
+}
+
+/// Ready when the time has passed, once.
+async fn over(timer: &mut Option<Timer>) {
+    match timer {
+        Some(waiting) => waiting.await,
+        None => std::future::pending().await,
+    }
+    *timer = None;
 }
 
 /// A phone: its SQLite file.
@@ -253,6 +319,40 @@ impl Phone {
     /// Exchanges the token of the QR code for a token of this device. After a lost response the same call returns a new
     /// token.
     pub(crate) async fn enroll(&mut self, network: &impl Network, token: &str) -> Result<(), Trouble> {
+        let mut answer = self.complete_enrollment(network, token).await;
+        if matches!(&answer, Err(trouble) if trouble.is_refusal("CONFLICT")) {
+            // The device may belong to another user there. With another id it can be enrolled.
+            forget(&self.database, "device_id")?;
+            forget(&self.database, "device_token")?;
+            remember(&self.database, "is_another_device", "1")?;
+            answer = self.complete_enrollment(network, token).await;
+        }
+        let enrolled: Enrolled = read(&answer?)?;
+        let is_another_user = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
+        let is_another_device = self.recall("is_another_device")?.is_some();
+        let transaction = self.database.transaction()?;
+        if is_another_user {
+            // Rows and outbox of one user are private to that user.
+            transaction.execute_batch(
+                "DELETE FROM rows; DELETE FROM groups; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused",
+            )?;
+            ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
+                .iter()
+                .try_for_each(|key| forget(&transaction, key))?;
+        } else if is_another_device {
+            // Cursor, numbers and last event are those of the former device.
+            let first = transaction.query_row("SELECT min(seq) FROM outbox", [], |row| row.get(0));
+            renumber(&transaction, first.optional()?.flatten().unwrap_or(1), 1)?;
+            forget(&transaction, "last_event_id")?;
+        }
+        forget(&transaction, "is_another_device")?;
+        remember(&transaction, "device_token", &enrolled.device_token)?;
+        remember(&transaction, "user_id", &enrolled.user_id)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    async fn complete_enrollment(&mut self, network: &impl Network, token: &str) -> Result<Answer, Trouble> {
         // Stored before it is sent: only the same device may repeat a request with a lost response.
         let device_id = match self.recall("device_id")? {
             Some(device_id) => device_id,
@@ -269,34 +369,11 @@ impl Phone {
                 "device_info": {"platform": "sqlite", "version": "1", "model": "reference phone"},
             })),
         };
-        let answer = classify(network.exchange(request).await).map_err(|trouble| match trouble {
+        classify(network.exchange(request).await).map_err(|trouble| match trouble {
             // An invalid enrollment token, unlike that of a device, is 404 or 400.
             Trouble::Ended => Trouble::later("the server requires credentials for an enrollment"),
             trouble => trouble,
-        });
-        if let Err(trouble) = &answer
-            && trouble.is_refusal("CONFLICT")
-        {
-            // The device belongs to another user there. With another id it can be enrolled.
-            forget(&self.database, "device_id")?;
-            forget(&self.database, "device_token")?;
-        }
-        let enrolled: Enrolled = read(&answer?)?;
-        let is_another_user = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
-        let transaction = self.database.transaction()?;
-        if is_another_user {
-            // Rows and outbox of one user are private to that user.
-            transaction.execute_batch(
-                "DELETE FROM rows; DELETE FROM groups; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused",
-            )?;
-            ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
-                .iter()
-                .try_for_each(|key| forget(&transaction, key))?;
-        }
-        remember(&transaction, "device_token", &enrolled.device_token)?;
-        remember(&transaction, "user_id", &enrolled.user_id)?;
-        transaction.commit()?;
-        Ok(())
+        })
     }
 
     // -------------------------------------------------------------------------------------------------------- syncing
@@ -456,13 +533,15 @@ impl Phone {
                 Err(Trouble::Refused { code, expected, .. }) if is_about_items(&code) => {
                     match (code.as_str(), expected) {
                         // Of a restored phone, the first items may be repeats; they get their results when they are sent alone.
-                        ("PAYLOAD_TOO_LARGE" | "DEVICE_RESTORED", _) if items.len() > 1 => items_max = items.len() / 2,
-                        ("PAYLOAD_TOO_LARGE", _) => {
+                        (TOO_LARGE | "DEVICE_RESTORED", _) if items.len() > 1 => items_max = items.len() / 2,
+                        (TOO_LARGE, _) => {
                             self.drop_oversized(first)?;
                             items_max = self.upload_items;
                         }
                         (_, Some(expected)) if expected != first.seq => {
-                            self.renumber(first.seq, expected)?;
+                            let transaction = self.database.transaction()?;
+                            renumber(&transaction, first.seq, expected)?;
+                            transaction.commit()?;
                             items_max = self.upload_items;
                         }
                         _ => return Err(Trouble::later("the server refuses the number that it expects")),
@@ -506,6 +585,7 @@ impl Phone {
                     refuse(
                         &transaction,
                         item,
+                        result.code.as_deref().unwrap_or_default(),
                         result.message.as_deref().unwrap_or("no reason given"),
                     )?;
                 }
@@ -528,26 +608,13 @@ impl Phone {
     /// Takes the first item out of the outbox, which is too large for the server by itself. Its number was not used up.
     fn drop_oversized(&mut self, item: &Item) -> Result<(), Trouble> {
         let transaction = self.database.transaction()?;
-        refuse(&transaction, item, "it is too large")?;
+        refuse(&transaction, item, TOO_LARGE, "it is too large")?;
         transaction.execute("DELETE FROM outbox WHERE seq = ?1", [item.seq])?;
         transaction.execute(
             "UPDATE outbox SET base_seq = ?2, base_version = ?3 WHERE base_seq = ?1",
             params![item.seq, item.base_seq, item.base_version],
         )?;
         shift(&transaction, item.seq, -1)?;
-        transaction.commit()?;
-        Ok(())
-    }
-
-    /// Numbers the outbox from what the server expects, and lets a snapshot begin. Either this phone was restored from a
-    /// backup (or copied) and has used its numbers before, or the server was restored and does not have the last ones.
-    fn renumber(&mut self, first: i64, expected: i64) -> Result<(), Trouble> {
-        let transaction = self.database.transaction()?;
-        // The results of these bases are stored, and the versions in them.
-        transaction.execute("UPDATE outbox SET base_seq = NULL WHERE base_seq < ?1", [first])?;
-        shift(&transaction, first - 1, expected - first)?;
-        remember(&transaction, "acked_seq", &(expected - 1).to_string())?;
-        forget(&transaction, "cursor")?;
         transaction.commit()?;
         Ok(())
     }
@@ -589,53 +656,130 @@ impl Phone {
 
     // ------------------------------------------------------------------------------------------------- staying up to date
 
-    /// Follows the event stream and syncs at each event. Returns only on permanent failures.
-    pub(crate) async fn watch(&mut self, http: &Http, mut on_event: impl FnMut(&Self, &Event)) -> Result<(), Trouble> {
-        let mut backoff = Backoff::default();
+    /// Follows the event stream. Syncs when it opens, at its events and at the user's wishes, and at the interval of the server
+    /// while there is none. Returns only on permanent failures.
+    pub(crate) async fn watch<L: Live>(
+        &mut self,
+        live: &L,
+        wishes: &mut mpsc::Receiver<Wish>,
+        mut on_event: impl FnMut(&Self, &Event),
+    ) -> Result<(), Trouble> {
+        let interval = self.sync_interval(live).await?;
+        let (mut opening, mut syncing) = (Backoff::default(), Backoff::default());
+        let mut stream: Option<Stream<L::Events>> = None;
+        // Until the stream may be opened, until a sync may be repeated, and until one is due without a stream.
+        let (mut closed, mut held, mut alone): (Option<Timer>, Option<Timer>, Option<Timer>) = (None, None, None);
+        let mut is_due = true;
+        // Events that no sync has followed, and users who wait for one.
+        let (mut events, mut askers): (Vec<Event>, Vec<oneshot::Sender<bool>>) = (Vec::new(), Vec::new());
         loop {
-            let pause = match self.follow(http, &mut backoff, &mut on_event).await {
-                Ok(pause) => pause,
-                Err(Trouble::Later { after, .. }) => backoff.next(after),
-                Err(trouble) => return Err(trouble),
-            };
-            tokio::time::sleep(pause).await;
+            if stream.is_none() && closed.is_none() {
+                match self.listen(live).await {
+                    // Once it is open, so that no change is missed in between.
+                    Ok(opened) => (stream, is_due) = (Some(Stream::of(opened, live)), true),
+                    Err(Trouble::Later { after, .. }) => closed = Some(timer(live, opening.next(after))),
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+            // What arrives during a sync, and how the stream ends then.
+            let (mut news, mut end) = (Vec::new(), None);
+            if is_due && held.is_none() {
+                let sync = self.sync(live);
+                tokio::pin!(sync);
+                let outcome = loop {
+                    tokio::select! {
+                        biased;
+                        outcome = &mut sync => break outcome,
+                        received = arrived(&mut stream, live), if end.is_none() && news.len() < EVENTS_MAX => {
+                            match received {
+                                Ok(received) => news.extend(received),
+                                Err(trouble) => end = Some(trouble),
+                            }
+                        }
+                    }
+                };
+                for asker in askers.drain(..) {
+                    asker.send(outcome.is_ok()).ok();
+                }
+                match outcome {
+                    Ok(_) => {
+                        (is_due, syncing) = (false, Backoff::default());
+                        if stream.is_some() {
+                            opening = Backoff::default();
+                        }
+                        alone = Some(timer(live, interval));
+                    }
+                    Err(Trouble::Later { after, .. }) => held = Some(timer(live, syncing.next(after))),
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+            if !is_due {
+                // One sync covers all events received before it.
+                for event in events.drain(..) {
+                    self.saw(&event)?;
+                    on_event(self, &event);
+                }
+            }
+            if news.is_empty() && end.is_none() && !(is_due && held.is_none()) {
+                tokio::select! {
+                    biased;
+                    received = arrived(&mut stream, live), if events.len() < EVENTS_MAX => match received {
+                        Ok(received) => news = received,
+                        Err(trouble) => end = Some(trouble),
+                    },
+                    Some(wish) = wishes.recv() => {
+                        is_due = true;
+                        if let Some(asker) = wish.asker {
+                            held = None;
+                            askers.push(asker);
+                        }
+                    }
+                    () = over(&mut closed) => {}
+                    () = over(&mut held) => {}
+                    () = over(&mut alone), if stream.is_none() => is_due = true,
+                }
+            }
+            for event in news {
+                // Events only signal a change; the rows come by sync.
+                is_due |= event.id.is_some();
+                match event.name.as_str() {
+                    "revoked" => end = Some(Trouble::Ended),
+                    "bye" => {
+                        let pause = event.field("reconnect_ms").and_then(|ms| ms.as_u64());
+                        let pause = Duration::from_millis(pause.unwrap_or(1000));
+                        (stream, closed) = (None, Some(timer(live, pause)));
+                    }
+                    _ => {}
+                }
+                events.push(event);
+            }
+            match end {
+                Some(Trouble::Ended) => {
+                    forget(&self.database, "device_token")?;
+                    return Err(Trouble::Ended);
+                }
+                Some(_) if stream.take().is_some() => closed = Some(timer(live, opening.next(None))),
+                _ => {}
+            }
         }
     }
 
-    /// Follows one event stream to its end; returns the delay that the server requests.
-    pub(crate) async fn follow(
-        &mut self,
-        http: &Http,
-        backoff: &mut Backoff,
-        on_event: &mut impl FnMut(&Self, &Event),
-    ) -> Result<Duration, Trouble> {
-        let mut events = self.listen(http).await?;
-        // After connecting, so that no change is missed in between.
-        self.sync(http).await?;
-        *backoff = Backoff::default();
-        loop {
-            // One sync covers all events received so far.
-            let batch = events.next().await?;
-            if batch.iter().any(|event| event.name == "revoked") {
-                forget(&self.database, "device_token")?;
-                return Err(Trouble::Ended);
-            }
-            // Events only signal a change; the rows come by sync.
-            if batch
-                .iter()
-                .any(|event| !matches!(event.name.as_str(), "hello" | "presence" | "bye"))
-            {
-                self.sync(http).await?;
-            }
-            for event in &batch {
-                self.saw(event)?;
-                on_event(self, event);
-                if event.name == "bye" {
-                    let pause = event.field("reconnect_ms").and_then(|ms| ms.as_u64());
-                    return Ok(Duration::from_millis(pause.unwrap_or(1000)));
+    /// How often to sync without a stream, as the server says.
+    async fn sync_interval(&mut self, network: &impl Network) -> Result<Duration, Trouble> {
+        let path = "/api/app-instructions".to_owned();
+        match self.request(network, Method::GET, path, None).await {
+            Ok(answer) => {
+                let seconds = answer.body.pointer("/sync_config/sync_interval_seconds");
+                if let Some(seconds) = seconds.and_then(Value::as_u64) {
+                    remember(&self.database, "sync_interval", &seconds.to_string())?;
                 }
             }
+            // The last known one.
+            Err(Trouble::Later { .. } | Trouble::Refused { .. }) => {}
+            Err(trouble) => return Err(trouble),
         }
+        let seconds = self.recall("sync_interval")?.and_then(|seconds| seconds.parse().ok());
+        Ok(Duration::from_secs(seconds.unwrap_or(SYNC_INTERVAL_SECONDS)))
     }
 
     /// Stores the id of an event, after which the next stream begins.
@@ -647,7 +791,7 @@ impl Phone {
     }
 
     /// Opens the event stream after the last event that this phone has received.
-    pub(crate) async fn listen(&mut self, http: &Http) -> Result<Events, Trouble> {
+    pub(crate) async fn listen<L: Live>(&mut self, live: &L) -> Result<L::Events, Trouble> {
         loop {
             let mut headers = self.credentials()?;
             let device_id = self.recall("device_id")?.unwrap_or_default();
@@ -655,7 +799,7 @@ impl Phone {
             // The id of an event is not a cursor for `fetch`: that would acknowledge rows that are not stored (rule 2).
             headers.extend(last_event_id.iter().map(|id| ("last-event-id", id.clone())));
             let path = format!("/sse/mobile/{device_id}");
-            match http.events(path, headers).await {
+            match live.events(path, headers).await {
                 Err(trouble) if trouble.is_refusal("INVALID_CURSOR") && last_event_id.is_some() => {
                     forget(&self.database, "last_event_id")?;
                 }
@@ -706,7 +850,7 @@ impl Phone {
     }
 
     /// Adds a change to the outbox with the next number (rule 4) and its base (rule 5).
-    fn queue(&mut self, op: &str, table: &str, id: &str, row: Value) -> Result<(), Trouble> {
+    pub(crate) fn queue(&mut self, op: &str, table: &str, id: &str, row: Value) -> Result<(), Trouble> {
         if op != "create" && !self.view(table)?.contains_key(id) {
             return Err(Trouble::Misuse(format!("there is no row {id} of {table} here")));
         }
@@ -798,6 +942,7 @@ impl Phone {
                 table: row.get("tbl")?,
                 id: row.get("id")?,
                 row: parse(&row.get::<_, String>("row")?),
+                code: row.get("code")?,
                 reason: row.get("reason")?,
             })
         })?;
@@ -867,7 +1012,7 @@ impl Item {
     }
 
     /// The item in an upload: the same each time.
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut item = json!({"seq": self.seq, "table": self.table, "op": self.op, "id": self.id, "row": self.row});
         match self.base_seq {
             Some(seq) => item["base_seq"] = json!(seq),
@@ -892,7 +1037,7 @@ impl ItemResult {
 
 /// Whether a refusal of an upload is about the number of its items or their sequence numbers.
 fn is_about_items(code: &str) -> bool {
-    matches!(code, "PAYLOAD_TOO_LARGE" | "DEVICE_RESTORED" | "SEQUENCE_GAP")
+    matches!(code, TOO_LARGE | "DEVICE_RESTORED" | "SEQUENCE_GAP")
 }
 
 /// Stores a row and who sees it, unless the stored one is newer. Only messages have revisions; of other rows the last one
@@ -1052,12 +1197,22 @@ fn remove(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Tr
 }
 
 /// Keeps a change that will never succeed, for the user.
-fn refuse(transaction: &Transaction<'_>, item: &Item, reason: &str) -> Result<(), Trouble> {
+fn refuse(transaction: &Transaction<'_>, item: &Item, code: &str, reason: &str) -> Result<(), Trouble> {
     transaction.execute(
-        "INSERT INTO refused (op, tbl, id, row, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![item.op, item.table, item.id, item.row.to_string(), reason],
+        "INSERT INTO refused (op, tbl, id, row, code, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![item.op, item.table, item.id, item.row.to_string(), code, reason],
     )?;
     Ok(())
+}
+
+/// Numbers the outbox from what the server expects, and lets a snapshot begin. Either this phone was restored from a backup
+/// (or copied) and has used its numbers before, or the server was restored and does not have the last ones.
+fn renumber(transaction: &Transaction<'_>, first: i64, expected: i64) -> Result<(), Trouble> {
+    // The results of these bases are stored, and the versions in them.
+    transaction.execute("UPDATE outbox SET base_seq = NULL WHERE base_seq < ?1", [first])?;
+    shift(transaction, first - 1, expected - first)?;
+    remember(transaction, "acked_seq", &(expected - 1).to_string())?;
+    forget(transaction, "cursor")
 }
 
 /// Adds `by` to the numbers above `last`, also where they are bases.
@@ -1145,6 +1300,7 @@ struct UploadAnswer {
 struct ItemResult {
     /// `applied`, `duplicate`, `conflict`, `rejected` or `retry`.
     status: String,
+    code: Option<String>,
     message: Option<String>,
     version: Option<i64>,
     revision: Option<i64>,
@@ -1239,6 +1395,26 @@ pub(crate) trait Network: Sync {
     fn exchange(&self, request: Request) -> impl Future<Output = Result<Answer, Lost>> + Send;
 }
 
+/// A network that brings events, and the time by which a phone waits. The driver of the conformance kit has a time of its own.
+pub(crate) trait Live: Network {
+    type Events: EventSource;
+
+    /// Opens a stream of events.
+    fn events(
+        &self,
+        path: String,
+        headers: Vec<(&'static str, String)>,
+    ) -> impl Future<Output = Result<Self::Events, Trouble>> + Send;
+
+    fn pause(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// An open stream of events.
+pub(crate) trait EventSource: Send {
+    /// The events that have arrived; none after a heartbeat. It may be cancelled.
+    fn receive(&mut self) -> impl Future<Output = Result<Vec<Event>, Trouble>> + Send;
+}
+
 /// HTTP to one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Http {
@@ -1278,6 +1454,10 @@ impl Http {
                 body: response.into_body(),
                 parser: EventParser::default(),
             });
+        }
+        // With these credentials there will be no stream again.
+        if response.status() == StatusCode::NO_CONTENT {
+            return Err(Trouble::Ended);
         }
         classify(self.end(response).await)?;
         Err(Trouble::later("the response is not an event stream"))
@@ -1329,6 +1509,18 @@ impl Network for Http {
     }
 }
 
+impl Live for Http {
+    type Events = Events;
+
+    async fn events(&self, path: String, headers: Vec<(&'static str, String)>) -> Result<Events, Trouble> {
+        self.events(path, headers).await
+    }
+
+    fn pause(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        tokio::time::sleep(duration)
+    }
+}
+
 /// A live event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
@@ -1354,22 +1546,15 @@ pub(crate) struct Events {
     parser: EventParser,
 }
 
-impl Events {
-    /// The events since the last call, at least one.
-    pub(crate) async fn next(&mut self) -> Result<Vec<Event>, Trouble> {
-        loop {
-            let ready = self.parser.take();
-            if !ready.is_empty() {
-                return Ok(ready);
+impl EventSource for Events {
+    async fn receive(&mut self) -> Result<Vec<Event>, Trouble> {
+        match self.body.frame().await {
+            Some(frame) => {
+                let frame = frame.map_err(Trouble::later)?;
+                self.parser.push(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                Ok(self.parser.take())
             }
-            let frame = tokio::time::timeout(SILENCE_MAX, self.body.frame()).await;
-            match frame.map_err(Trouble::later)? {
-                Some(frame) => {
-                    let frame = frame.map_err(Trouble::later)?;
-                    self.parser.push(frame.data_ref().map_or(&[][..], |bytes| bytes));
-                }
-                None => return Err(Trouble::later("the server ended the stream")),
-            }
+            None => Err(Trouble::later("the server ended the stream")),
         }
     }
 }
@@ -1462,6 +1647,20 @@ enum Command {
     Watch,
 }
 
+/// Lets changes be uploaded that other commands add to the outbox.
+async fn notice_changes(file: &Path, user: &mpsc::Sender<Wish>) -> Result<(), Trouble> {
+    let phone = Phone::open(file)?;
+    let mut known = None;
+    loop {
+        let last = phone.waiting()?.last().map(|item| item.seq);
+        if last > known {
+            user.send(Wish::default()).await.ok();
+        }
+        known = last;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let Arguments { file, command } = Arguments::parse();
@@ -1500,7 +1699,11 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Watch => {
             let print = |_: &Phone, event: &Event| println!("{} {}", event.name, event.data);
-            phone.watch(&http, print).await?;
+            let (user, mut wishes) = mpsc::channel(1);
+            tokio::select! {
+                ended = phone.watch(&http, &mut wishes, print) => ended?,
+                ended = notice_changes(&file, &user) => ended?,
+            }
         }
     }
     Ok(())

@@ -1,11 +1,14 @@
-//! `posduif kit`: the phone in Python passes all cases, and broken copies of it fail those of the heading they break.
+//! `posduif kit`: the phones in Rust and Python pass all cases, and broken copies of the latter fail those of the heading
+//! they break.
 //!
-//! Needs python3; POSDUIF_PYTHON names another one, `none` leaves these tests out.
+//! Needs python3; POSDUIF_PYTHON names another one, `none` leaves these tests out. The driver of the phone in Rust is an
+//! example, which `cargo test` and `cargo nextest run` build with the tests.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::process::Command;
 
 use crate::support::command::{Ended, posduif, run};
 use crate::support::folder::Folder;
@@ -32,14 +35,22 @@ fn python() -> Option<String> {
     Some(python)
 }
 
-/// Runs cases with the phone and the driver of a folder.
-async fn kit(python: &str, folder: &Folder, phone: &str, driver: &str, arguments: &[&str]) -> Ended {
-    let phone = folder.write("phone.py", phone);
-    let driver = folder.write("phone_driver.py", driver);
-    let command = format!("{python} '{}'", driver.display());
-    let mut kit = posduif();
-    kit.args(["kit", "run", "--driver", &command]).args(arguments);
-    kit.env("POSDUIF_PHONE", phone);
+/// The driver of the phone in Rust.
+fn rust_phone() -> String {
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.parent().and_then(Path::parent).unwrap();
+    let driver = target.join("examples/phone_driver");
+    assert!(
+        driver.exists(),
+        "there is no {}: run `cargo build --examples`",
+        driver.display()
+    );
+    format!("'{}'", driver.display())
+}
+
+/// Runs cases with a driver.
+async fn run_cases(kit: &mut Command, driver: &str, arguments: &[&str]) -> Ended {
+    kit.args(["kit", "run", "--driver", driver]).args(arguments);
     let output = tokio::time::timeout(ALL_CASES_TIMEOUT, kit.output()).await;
     let output = output.expect("the cases end in time").unwrap();
     Ended {
@@ -47,6 +58,14 @@ async fn kit(python: &str, folder: &Folder, phone: &str, driver: &str, arguments
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+/// Runs cases with the phone and the driver in Python of a folder.
+async fn kit(python: &str, folder: &Folder, phone: &str, driver: &str, arguments: &[&str]) -> Ended {
+    let phone = folder.write("phone.py", phone);
+    let driver = folder.write("phone_driver.py", driver);
+    let command = format!("{python} '{}'", driver.display());
+    run_cases(posduif().env("POSDUIF_PHONE", phone), &command, arguments).await
 }
 
 fn report(ended: &Ended) -> Value {
@@ -58,13 +77,12 @@ fn read(path: &Path) -> String {
 }
 
 /// All cases of a level pass, but for so many that the driver cannot run.
-async fn python_phone_passes(level: &str, cases_min: usize, not_run: usize) {
-    let Some(python) = python() else { return };
+async fn phone_passes(driver: &str, level: &str, cases_min: usize, not_run: usize) {
     let folder = Folder::new();
     let (junit, html) = (folder.path().join("kit.xml"), folder.path().join("kit.html"));
     let files = ["--junit", junit.to_str().unwrap(), "--html", html.to_str().unwrap()];
     let arguments = [&["--json", "--level", level][..], &files].concat();
-    let ended = kit(&python, &folder, PHONE, DRIVER, &arguments).await;
+    let ended = run_cases(&mut posduif(), driver, &arguments).await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     let report = report(&ended);
     let cases = report["cases"].as_array().unwrap();
@@ -80,6 +98,14 @@ async fn python_phone_passes(level: &str, cases_min: usize, not_run: usize) {
     assert!(read(&html).contains(cases[0]["id"].as_str().unwrap()));
 }
 
+async fn python_phone_passes(level: &str, cases_min: usize, not_run: usize) {
+    let Some(python) = python() else { return };
+    let folder = Folder::new();
+    folder.write("phone.py", PHONE);
+    let driver = folder.write("phone_driver.py", DRIVER);
+    phone_passes(&format!("{python} '{}'", driver.display()), level, cases_min, not_run).await;
+}
+
 #[tokio::test]
 async fn python_phone_passes_the_cases_of_a_reader() {
     python_phone_passes("reader", 29, 0).await;
@@ -92,12 +118,32 @@ async fn python_phone_passes_the_cases_of_a_writer() {
 
 #[tokio::test]
 async fn python_phone_passes_the_live_cases() {
-    python_phone_passes("live", 14, 1).await;
+    python_phone_passes("live", 29, 16).await;
 }
 
 #[tokio::test]
 async fn python_phone_passes_the_cases_of_credentials() {
-    python_phone_passes("secure", 11, 0).await;
+    python_phone_passes("secure", 14, 3).await;
+}
+
+#[tokio::test]
+async fn rust_phone_passes_the_cases_of_a_reader() {
+    phone_passes(&rust_phone(), "reader", 29, 0).await;
+}
+
+#[tokio::test]
+async fn rust_phone_passes_the_cases_of_a_writer() {
+    phone_passes(&rust_phone(), "writer", 32, 0).await;
+}
+
+#[tokio::test]
+async fn rust_phone_passes_the_live_cases() {
+    phone_passes(&rust_phone(), "live", 29, 0).await;
+}
+
+#[tokio::test]
+async fn rust_phone_passes_the_cases_of_credentials() {
+    phone_passes(&rust_phone(), "secure", 14, 0).await;
 }
 
 /// A mistake in a phone: what is replaced by what, the case that notices it, and the heading that its report names.

@@ -474,6 +474,34 @@ async fn websocket_items_out_of_sequence_come_again_by_the_expected_number() {
 }
 
 #[tokio::test]
+async fn websocket_item_has_one_result_however_it_is_repeated() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mut socket = phone.socket("/ws").await;
+    let item = json!({"seq": 1, "table": "messages", "op": "create", "id": Uuid::new_v4(),
+                      "row": {"recipient_id": office.bob_id, "content": "once"}});
+    let in_frame = |acked_seq: Value, pending: Value| {
+        let mut item = item.clone();
+        item["type"] = "item".into();
+        item["acked_seq"] = acked_seq;
+        item["pending_count"] = pending;
+        item
+    };
+    socket.outln(&in_frame(json!(0), json!(2))).await;
+    let first = socket.result().await;
+    assert_eq!(outcome(&first), ("applied", ""));
+    socket.outln(&in_frame(Value::Null, json!(1))).await;
+    assert_eq!(socket.result().await["version"], first["version"]);
+    let upload = json!({"items": [item], "acked_seq": 0});
+    let repeated = phone.post("/api/sync/outgoing", &upload).await.expect(200);
+    assert_eq!(
+        (&repeated["results"][0]["status"], &repeated["results"][0]["version"]),
+        (&json!("applied"), &first["version"])
+    );
+    office.close().await;
+}
+
+#[tokio::test]
 async fn websocket_resumes_after_the_clients_cursor() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;

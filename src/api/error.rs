@@ -39,7 +39,6 @@ impl Code {
     pub const DEVICE_RESTORED: Self = Self::new("DEVICE_RESTORED", StatusCode::CONFLICT);
     pub const PRECONDITION_FAILED: Self = Self::new("PRECONDITION_FAILED", StatusCode::PRECONDITION_FAILED);
     pub const PRECONDITION_REQUIRED: Self = Self::new("PRECONDITION_REQUIRED", StatusCode::PRECONDITION_REQUIRED);
-    pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
     pub const RATE_LIMITED: Self = Self::new("RATE_LIMITED", StatusCode::TOO_MANY_REQUESTS);
     /// The tenant uses more than its budget.
     pub const QUOTA_EXCEEDED: Self = Self::new("QUOTA_EXCEEDED", StatusCode::INSUFFICIENT_STORAGE);

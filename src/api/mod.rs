@@ -20,7 +20,7 @@ pub mod enrollment;
 pub mod error;
 pub mod health;
 pub mod home;
-mod item_body;
+pub(crate) mod item_body;
 pub mod live;
 pub mod messages;
 pub mod metrics;

@@ -24,6 +24,7 @@ impl Code {
     pub const METHOD_NOT_ALLOWED: Self = Self::new("METHOD_NOT_ALLOWED", StatusCode::METHOD_NOT_ALLOWED);
     pub const PAYLOAD_TOO_LARGE: Self = Self::new("PAYLOAD_TOO_LARGE", StatusCode::PAYLOAD_TOO_LARGE);
     pub const UNSUPPORTED_MEDIA_TYPE: Self = Self::new("UNSUPPORTED_MEDIA_TYPE", StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
     pub const INTERNAL_ERROR: Self = Self::new("INTERNAL_ERROR", StatusCode::INTERNAL_SERVER_ERROR);
     /// The server has no room for the request now.
     pub const OVERLOADED: Self = Self::new("OVERLOADED", StatusCode::SERVICE_UNAVAILABLE);

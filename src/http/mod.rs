@@ -28,4 +28,5 @@ pub mod secure;
 pub mod security_headers;
 pub mod server;
 pub mod upgrade;
+pub mod websocket;
 pub mod wire;

@@ -87,10 +87,23 @@ pub enum Feature {
     Clock,
     /// The time of its heartbeats is, too.
     Silence,
+    /// Live events come over a WebSocket, if the kit wants it.
+    Websocket,
+    /// Uploads go over that WebSocket while it is open.
+    SocketUploads,
+}
+
+/// How events come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    #[default]
+    Sse,
+    Websocket,
 }
 
 impl Feature {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Restart,
         Self::Write,
         Self::Messages,
@@ -98,6 +111,8 @@ impl Feature {
         Self::Live,
         Self::Clock,
         Self::Silence,
+        Self::Websocket,
+        Self::SocketUploads,
     ];
 
     pub fn name(self) -> &'static str {
@@ -109,6 +124,8 @@ impl Feature {
             Self::Live => "live",
             Self::Clock => "clock",
             Self::Silence => "silence",
+            Self::Websocket => "websocket",
+            Self::SocketUploads => "socket-uploads",
         }
     }
 }
@@ -242,8 +259,14 @@ pub enum Step {
         #[serde(default)]
         id: bool,
     },
-    /// All streams end.
-    Cut {},
+    /// All streams end; WebSockets with this code, or without a closing frame.
+    Cut {
+        code: Option<u16>,
+    },
+    /// A heartbeat on all streams.
+    Heartbeat {},
+    /// On open streams the server neither reads nor writes any more, and does not close them.
+    HalfOpen {},
     /// The server does not know the ids of former events any more.
     ForgetEvents {},
 
@@ -283,7 +306,10 @@ pub enum Step {
     Read {
         id: String,
     },
-    Open {},
+    Open {
+        #[serde(default)]
+        over: Transport,
+    },
     Close {},
     /// The stream is open.
     Opened {},
@@ -369,7 +395,10 @@ impl Step {
             Self::Write { table, .. } | Self::Edit { table, .. } | Self::Delete { table, .. } => of_table(table),
             Self::Read { .. } => of_table("messages"),
             Self::Join { .. } | Self::Leave { .. } => vec![Feature::Groups],
-            Self::Open {} | Self::Close {} | Self::Opened {} => vec![Feature::Live],
+            Self::Open {
+                over: Transport::Websocket,
+            } => vec![Feature::Live, Feature::Websocket],
+            Self::Open { .. } | Self::Close {} | Self::Opened {} => vec![Feature::Live],
             Self::Kill {} | Self::KillOften { .. } | Self::Save {} | Self::Load {} => vec![Feature::Restart],
             Self::Advance { .. } | Self::AdvanceUntil { .. } => vec![Feature::Clock],
             _ => Vec::new(),

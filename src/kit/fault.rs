@@ -6,12 +6,17 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use serde::Deserialize;
+use tokio::sync::mpsc;
 
+use super::event::Frame;
 use super::wire::Route;
 use crate::http::error::{Code, Error};
 use crate::http::response::{self, Response};
 use crate::http::upgrade::Upgrade;
 use crate::http::wire::Wire;
+
+/// How long a delayed answer waits for `release`.
+pub const DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// How long a connection may take to accept a part of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,6 +116,11 @@ pub fn garbled() -> Response {
         .headers_mut()
         .insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
     response
+}
+
+/// The server neither reads nor writes any more, and does not close the connection until the case ends it.
+pub async fn half_open(frames: &mut mpsc::Receiver<Frame>) {
+    while !matches!(frames.recv().await, Some(Frame::End(_)) | None) {}
 }
 
 /// Writes all of `out`; returns whether the client took it.

@@ -96,6 +96,8 @@ pub fn outside(inner: &mut Inner, step: &Step) -> Option<Failure> {
         Step::Manual {} => inner.uploads.is_manual = true,
         Step::Revoke { user, silent } => inner.revoke(user, *silent),
         Step::Event { name, data, id } => inner.send_event(name, &Value::Object(data.clone()), *id),
+        Step::Heartbeat {} => inner.send_heartbeat(),
+        Step::HalfOpen {} => inner.leave_streams_half_open(),
         Step::ForgetEvents {} => inner.forget_event_ids(),
         Step::Watch {} => inner.log.watched = inner.log.records.len(),
         other => return Some(Failure::Kit(format!("no step of the server: {other:?}"))),

@@ -264,7 +264,7 @@ impl Script<'_> {
             Step::Edit { table, id, row } => self.change("edit", table, id, Some(row)).await,
             Step::Delete { table, id } => self.change("delete", table, id, None).await,
             Step::Read { id } => self.change("read", "messages", id, None).await,
-            Step::Open {} => self.plain("open", json!({})).await,
+            Step::Open { over } => self.plain("open", json!({"over": over})).await,
             Step::Close {} => self.plain("close", json!({})).await,
             Step::Advance { ms } => self.advance(*ms).await,
             Step::AdvanceUntil { on, least, most } => self.advance_until(*on, *least, *most).await,
@@ -287,8 +287,8 @@ impl Script<'_> {
                 self.check_status("live", "open").await?;
                 self.idle().await
             }
-            Step::Cut {} => {
-                self.stage.with(|inner| inner.end_streams());
+            Step::Cut { code } => {
+                self.stage.with(|inner| inner.end_streams(*code));
                 self.next_command();
                 // Without a clock the device may have opened another one already.
                 if self.introduction.has(Feature::Clock) {
@@ -327,7 +327,7 @@ impl Script<'_> {
                 };
                 self.stage.read(|inner| requests::check(inner, wanted))
             }
-            Step::Revoke { .. } | Step::Event { .. } => {
+            Step::Revoke { .. } | Step::Event { .. } | Step::Heartbeat {} | Step::HalfOpen {} => {
                 self.stage.with(|inner| outside(inner, step));
                 self.next_command();
                 Ok(())

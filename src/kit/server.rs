@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::BytesMut;
@@ -18,8 +17,10 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::event::Frame;
 use super::fault::{self, Action};
-use super::stage::{Frame, Stage};
+use super::socket;
+use super::stage::Stage;
 use super::wire::{End, Record, Route};
 use crate::config;
 use crate::http::error::{Code, Error};
@@ -30,6 +31,7 @@ use crate::http::response::{self, Response};
 use crate::http::routes::Router;
 use crate::http::server::{self, Server};
 use crate::http::upgrade::Upgrade;
+use crate::http::websocket;
 use crate::http::wire::Wire;
 use crate::telemetry::metrics::{Labels, Metrics};
 
@@ -42,9 +44,6 @@ const MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// Events that wait for one stream.
 const FRAMES_MAX: usize = 1000;
 
-/// How long a delayed answer waits for `release`.
-const DELAY_MAX: Duration = Duration::from_secs(60);
-
 /// A server that listens; dropping it stops it.
 #[derive(Debug)]
 pub struct Listening {
@@ -55,6 +54,7 @@ pub struct Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
+        self.stage.with(|inner| inner.end_streams(None));
         self.stop.cancel();
     }
 }
@@ -97,6 +97,8 @@ fn router() -> Result<Router<Route>, matchit::InsertError> {
         (Method::POST, "/api/sync/ack", Route::Ack),
         (Method::POST, "/api/sync/outgoing", Route::Outgoing),
         (Method::GET, "/sse/mobile/{device_id}", Route::Live),
+        (Method::POST, "/api/sse/ticket", Route::Ticket),
+        (Method::GET, "/ws", Route::Socket),
         (Method::GET, "/api/app-instructions", Route::Settings),
     ])
 }
@@ -150,7 +152,7 @@ impl Service {
             return Ok(fault::no_answer());
         }
         let given = |name: &str| request.query.get(name).map(str::to_owned);
-        let parameters = ["cursor", "limit", "last_event_id", "lastEventId"];
+        let parameters = ["cursor", "limit", "last_event_id", "lastEventId", "ticket"];
         let parameters = parameters
             .into_iter()
             .filter_map(|name| Some((name, given(name)?)))
@@ -160,6 +162,7 @@ impl Service {
             ..record(route, line, &request.headers, &parameters)
         };
         let number = self.stage.arrive(arrived.clone());
+        let arrived = self.with_ticket(arrived, &parameters);
         let mut guard = Guard {
             stage: self.stage.clone(),
             number: Some(number),
@@ -167,6 +170,19 @@ impl Service {
         let response = self.answer(&request, &arrived, &parameters, number, head.version).await;
         guard.number = None;
         Ok(response)
+    }
+
+    /// The request as the device that has the ticket of its address.
+    fn with_ticket(&self, arrived: Record, parameters: &BTreeMap<&str, String>) -> Record {
+        let ticket = parameters.get("ticket").filter(|_| arrived.route == Route::Socket);
+        match ticket.and_then(|ticket| self.stage.take_ticket(ticket)) {
+            Some((device, token)) => Record {
+                device: Some(device),
+                token: Some(token),
+                ..arrived
+            },
+            None => arrived,
+        }
     }
 
     /// Answers through the fault seam, and notes how the request ended before the client can know it.
@@ -210,12 +226,12 @@ impl Service {
             }
             Some(Action::Delay) => {
                 let held = stage.hold();
-                tokio::time::timeout(DELAY_MAX, held.released()).await.ok();
+                tokio::time::timeout(fault::DELAY_MAX, held.released()).await.ok();
             }
             _ => {}
         }
-        let is_stream = arrived.route == Route::Live && response.status().is_success();
-        if !is_stream || response.status().as_u16() == 204 {
+        let is_stream = arrived.route.is_stream() && matches!(response.status().as_u16(), 200 | 101);
+        if !is_stream {
             stage.end(number, End::Status(response.status().as_u16()));
         }
         response
@@ -240,8 +256,26 @@ impl Service {
             Route::Ack => response::ok(&stage.acknowledge(arrived)?),
             Route::Outgoing => response::ok(&stage.upload(arrived)?),
             Route::Settings => response::ok(&stage.settings(arrived)?),
+            Route::Ticket => response::created(&stage.issue_ticket(arrived)?),
+            Route::Socket => {
+                let mut response = websocket::accept(request)?;
+                if parameters.contains_key("ticket") && arrived.token.is_none() {
+                    return Err(Error::new(Code::UNAUTHORIZED, "the ticket was used, or there was none"));
+                }
+                let revoked = || Error::new(Code::DEVICE_REVOKED, "the device was revoked");
+                let hello = stage.open(arrived)?.ok_or_else(revoked)?;
+                let (sender, receiver) = mpsc::channel(FRAMES_MAX);
+                stage.add_stream(arrived, number, sender);
+                let (stage, caller) = (stage.clone(), arrived.clone());
+                let upgrade = Upgrade::new(move |wire, out| async move {
+                    socket::serve(stage.clone(), caller, &hello, wire, out, receiver).await;
+                    stage.end(number, End::Status(101));
+                });
+                response.extensions_mut().insert(upgrade);
+                Ok(response)
+            }
             Route::Live => {
-                let Some(first) = stage.open(arrived)? else {
+                let Some(hello) = stage.open(arrived)? else {
                     return Ok(response::no_content());
                 };
                 let (sender, receiver) = mpsc::channel(FRAMES_MAX);
@@ -254,13 +288,13 @@ impl Service {
                         if !is_http1 {
                             out = BytesMut::new();
                         }
-                        out.extend_from_slice(first.as_bytes());
+                        out.extend_from_slice(format!("retry: 1000\n\n{}", hello.to_text()).as_bytes());
                         serve(wire, out, receiver).await;
                         stage.end(number, End::Status(200));
                     }));
                 Ok(response)
             }
-            Route::Other => Err(Error::new(Code::NOT_FOUND, "no resource at this path")),
+            Route::Frame | Route::Other => Err(Error::new(Code::NOT_FOUND, "no resource at this path")),
         }
     }
 }
@@ -309,14 +343,15 @@ async fn serve(mut wire: Wire, mut out: BytesMut, mut frames: mpsc::Receiver<Fra
             frame = frames.recv() => frame,
             () = gone(&mut wire) => return,
         };
-        match frame {
-            Some(Frame::Text(text)) => {
-                let mut out = BytesMut::from(text.as_str());
-                if !fault::write(&mut wire, &mut out).await {
-                    return;
-                }
-            }
-            Some(Frame::End) | None => return,
+        let text = match frame {
+            Some(Frame::Event(event)) => event.to_text(),
+            Some(Frame::Heartbeat) => ":\n\n".to_owned(),
+            Some(Frame::HalfOpen) => return fault::half_open(&mut frames).await,
+            Some(Frame::End(_)) | None => return,
+        };
+        let mut out = BytesMut::from(text.as_str());
+        if !fault::write(&mut wire, &mut out).await {
+            return;
         }
     }
 }
@@ -331,16 +366,6 @@ async fn gone(wire: &mut Wire) {
             return;
         }
     }
-}
-
-/// An event of a stream as text.
-pub fn event(name: &str, id: Option<&str>, data: &Value) -> String {
-    let id = id.map_or_else(String::new, |id| format!("id: {id}\n"));
-    let mut data = data.clone();
-    if data.get("type").is_none() {
-        data["type"] = name.into();
-    }
-    format!("event: {name}\n{id}data: {data}\n\n")
 }
 
 /// The settings that a device reads.

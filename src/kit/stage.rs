@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use super::event::{Frame, LiveEvent, REVOKED};
 use super::fault::{Action, Fault};
 use super::history::{Change, Cursor, History, Place, user_id};
 use super::server;
@@ -18,14 +19,6 @@ use crate::http::error::{Code, Error};
 
 /// Rows of a batch, unless the case says otherwise.
 const BATCH_ROWS: usize = 100;
-
-/// What a stream is sent.
-#[derive(Debug, Clone)]
-pub enum Frame {
-    Text(String),
-    /// The connection closes.
-    End,
-}
 
 #[derive(Debug, Clone)]
 struct Registered {
@@ -78,6 +71,10 @@ pub struct Inner {
     /// The cursor of the last batch.
     newest: Option<String>,
     streams: Vec<Stream>,
+    /// Those that are half open.
+    half_open: Vec<Stream>,
+    /// Devices and their tokens, by ticket.
+    tickets: BTreeMap<String, (String, String)>,
     random: u64,
 }
 
@@ -130,6 +127,8 @@ impl Stage {
                 refused_cursors: BTreeSet::new(),
                 newest: None,
                 streams: Vec::new(),
+                half_open: Vec::new(),
+                tickets: BTreeMap::new(),
                 random: seed,
             }),
             changes: watch::Sender::new(0),
@@ -306,8 +305,31 @@ impl Stage {
         })
     }
 
-    /// The beginning of a stream; `None` if the device was revoked.
-    pub fn open(&self, record: &Record) -> Result<Option<String>, Error> {
+    /// `POST /api/sse/ticket`.
+    pub fn issue_ticket(&self, record: &Record) -> Result<Value, Error> {
+        self.with(|inner| {
+            let (device, _) = inner.authenticate(record)?;
+            let stream = record.body["stream"].as_str().unwrap_or("/ws");
+            if stream != "/ws" {
+                return Err(Error::invalid(
+                    "stream",
+                    "must be /ws: another stream takes the token in a header",
+                ));
+            }
+            let ticket = inner.text();
+            let token = record.token.clone().unwrap_or_default();
+            inner.tickets.insert(ticket.clone(), (device, token));
+            Ok(json!({"ticket": ticket, "stream": stream, "expires_in": 30}))
+        })
+    }
+
+    /// The device of a ticket and its token, once.
+    pub fn take_ticket(&self, ticket: &str) -> Option<(String, String)> {
+        self.with(|inner| inner.tickets.remove(ticket))
+    }
+
+    /// The event with which a stream begins; `None` if the device was revoked.
+    pub fn open(&self, record: &Record) -> Result<Option<LiveEvent>, Error> {
         self.with(|inner| {
             let (device, user) = match inner.authenticate(record) {
                 Err(error) if error.code == Code::DEVICE_REVOKED => return Ok(None),
@@ -326,10 +348,7 @@ impl Stage {
                 }
                 return Err(Error::new(Code::INVALID_CURSOR, "the id belongs to no reader"));
             }
-            Ok(Some(format!(
-                "retry: 1000\n\n{}",
-                server::event("hello", None, &json!({"cursor": begins}))
-            )))
+            Ok(Some(LiveEvent::new("hello", None, &json!({"cursor": begins}))))
         })
     }
 
@@ -485,10 +504,10 @@ impl Inner {
         if is_silent {
             return;
         }
-        let text = server::event("revoked", None, &json!({}));
+        let event = LiveEvent::new("revoked", None, &json!({}));
         for stream in self.streams.iter().filter(|stream| revoked.contains(&stream.device)) {
-            stream.sender.try_send(Frame::Text(text.clone())).ok();
-            stream.sender.try_send(Frame::End).ok();
+            stream.sender.try_send(Frame::Event(event.clone())).ok();
+            stream.sender.try_send(Frame::End(Some(REVOKED))).ok();
         }
         self.streams.retain(|stream| !revoked.contains(&stream.device));
     }
@@ -508,16 +527,29 @@ impl Inner {
                 .unwrap_or_default();
             let cursor = self.history.cursor(Place::Stream(self.history.end_of(&user)));
             let id = has_id.then(|| self.issue(&device, cursor, true));
-            sender
-                .try_send(Frame::Text(server::event(name, id.as_deref(), data)))
-                .ok();
+            sender.try_send(Frame::Event(LiveEvent::new(name, id, data))).ok();
         }
     }
 
-    /// Closes all streams.
-    pub fn end_streams(&mut self) {
+    /// Closes all streams; WebSockets with this code.
+    pub fn end_streams(&mut self, code: Option<u16>) {
+        for stream in self.streams.drain(..).chain(self.half_open.drain(..)) {
+            stream.sender.try_send(Frame::End(code)).ok();
+        }
+    }
+
+    /// Sends a heartbeat on all streams.
+    pub fn send_heartbeat(&mut self) {
+        for stream in &self.streams {
+            stream.sender.try_send(Frame::Heartbeat).ok();
+        }
+    }
+
+    /// Lets all streams be, without closing them.
+    pub fn leave_streams_half_open(&mut self) {
         for stream in self.streams.drain(..) {
-            stream.sender.try_send(Frame::End).ok();
+            stream.sender.try_send(Frame::HalfOpen).ok();
+            self.half_open.push(stream);
         }
     }
 
@@ -560,7 +592,7 @@ impl Inner {
                     let cursor = self.history.cursor(Place::Stream(place));
                     let id = self.issue(&device, cursor, true);
                     sender
-                        .try_send(Frame::Text(server::event(&name, Some(&id), &data)))
+                        .try_send(Frame::Event(LiveEvent::new(&name, Some(id), &data)))
                         .ok();
                 }
             }

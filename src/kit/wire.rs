@@ -21,6 +21,12 @@ pub enum Route {
     Outgoing,
     /// `GET /sse/mobile/:device_id`
     Live,
+    /// `POST /api/sse/ticket`
+    Ticket,
+    /// `GET /ws`
+    Socket,
+    /// Items in a frame of a WebSocket, which are an upload.
+    Frame,
     Settings,
     /// Any other path.
     Other,
@@ -35,8 +41,24 @@ impl Route {
             Self::Ack => "ack",
             Self::Outgoing => "outgoing",
             Self::Live => "live",
+            Self::Ticket => "ticket",
+            Self::Socket => "socket",
+            Self::Frame => "frame",
             Self::Settings => "settings",
             Self::Other => "other",
+        }
+    }
+
+    /// Whether its answer is a stream.
+    pub fn is_stream(self) -> bool {
+        matches!(self, Self::Live | Self::Socket)
+    }
+
+    /// The route of the same effect: a frame of items is an upload.
+    fn of_effect(self) -> Self {
+        match self {
+            Self::Frame => Self::Outgoing,
+            route => route,
         }
     }
 }
@@ -126,7 +148,7 @@ impl Log {
         if route == Route::Incoming && self.records.iter().any(is_syncing) {
             self.forbid("cursors", "two requests for batches were in flight at once");
         }
-        if self.failed.get(&route) == Some(&self.command) {
+        if self.failed.get(&route.of_effect()) == Some(&self.command) {
             let text = format!(
                 "{} was repeated without a delay after a request that failed",
                 record.line
@@ -147,7 +169,7 @@ impl Log {
                 ),
             );
         }
-        if route == Route::Outgoing {
+        if route.of_effect() == Route::Outgoing {
             self.check_items(&record);
         }
         self.records.push(record);
@@ -175,6 +197,8 @@ impl Log {
         };
         record.end = end;
         let route = record.route;
+        // The end of a stream is no answer.
+        let is_answer = !record.is_streaming;
         match end {
             End::Status(401) => {
                 if let Some(token) = record.token.clone() {
@@ -183,10 +207,10 @@ impl Log {
                 }
             }
             End::Status(429 | 500..) | End::Lost => {
-                self.failed.insert(route, self.command);
+                self.failed.insert(route.of_effect(), self.command);
             }
-            End::Status(_) => self.failed.clear(),
-            End::Open => {}
+            End::Status(_) if is_answer => self.failed.clear(),
+            End::Status(_) | End::Open => {}
         }
     }
 
@@ -208,7 +232,7 @@ impl Log {
     /// How many of them are there: ended, or at least arrived; a stream must be open.
     pub fn arrived(&self, route: Route, is_done: bool) -> usize {
         let is_there =
-            |record: &&Record| record.end != End::Open || !is_done && (route != Route::Live || record.is_streaming);
+            |record: &&Record| record.end != End::Open || !is_done && (!route.is_stream() || record.is_streaming);
         self.since_watch(route).filter(is_there).count()
     }
 

@@ -2,7 +2,7 @@
 //
 //   npm run build && posduif kit run --driver 'node clients/typescript/test/driver.mjs'
 //
-// POSDUIF_CLIENT names another build than dist/.
+// Before Node 22, WebSockets need `node --experimental-websocket`. POSDUIF_CLIENT names another build than dist/.
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -10,6 +10,7 @@ import { pathToFileURL } from 'node:url'
 import wasm from 'node-sqlite3-wasm'
 
 const FEATURES = ['restart', 'write', 'messages', 'groups', 'live', 'clock', 'silence']
+if (globalThis.WebSocket) FEATURES.push('websocket')
 
 /** Turns of the event loop without a request, after which nothing is due. */
 const QUIET_TURNS = 25
@@ -55,6 +56,29 @@ async function countedFetch(input, init) {
     inFlight -= 1
   }
 }
+
+/**
+ * Counts the WebSockets that are being opened. One whose handshake was refused is closed, as the standard says: that of
+ * Node before 24 (undici before 7) is left as it is after its event `error`.
+ */
+const CountedWebSocket =
+  globalThis.WebSocket &&
+  class extends globalThis.WebSocket {
+    constructor(...given) {
+      super(...given)
+      inFlight += 1
+      let isOpening = true
+      const done = () => {
+        if (isOpening) inFlight -= 1
+        isOpening = false
+      }
+      for (const name of ['open', 'close']) this.addEventListener(name, done)
+      const close = () => {
+        if (this.readyState === this.CONNECTING) this.dispatchEvent(Object.assign(new Event('close'), { code: 1006 }))
+      }
+      this.addEventListener('error', () => setImmediate(close))
+    }
+  }
 
 async function idle() {
   for (let quiet = 0; quiet < QUIET_TURNS; quiet += 1) {
@@ -103,7 +127,7 @@ function start(live) {
     close: () => database.close(),
   })
   const tables = { tasks: table(), marks: table() }
-  client = createClient({ url: given.url, store, tables, live, sync: async () => part, environment: { fetch: countedFetch, clock } })
+  client = createClient({ url: given.url, store, tables, live, sync: async () => part, environment: { fetch: countedFetch, clock, WebSocket: CountedWebSocket } })
 }
 
 async function restart(live) {
@@ -129,7 +153,7 @@ const commands = {
   edit: ({ table: name, id, row }) => client[name].edit(id, row).local,
   delete: ({ table: name, id }) => client[name].delete(id).local,
   read: ({ id }) => client.messages.read(id).local,
-  open: () => restart('sse'),
+  open: ({ over }) => restart(over ?? 'sse'),
   close: () => restart('off'),
   advance: async ({ ms }) => {
     await advance(ms)

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{self, Instant};
 
-use super::phone::{Answer, Event, Events, Http, Network, Phone, Request};
+use super::phone::{Answer, Event, EventSource as _, Events, Http, Network, Phone, Request};
 
 /// Timeout of `/ready` after another request has failed.
 const READY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -149,7 +149,7 @@ impl EventStream {
                     return Ok(found);
                 }
             }
-            let next = time::timeout_at(deadline, self.events.next()).await;
+            let next = time::timeout_at(deadline, self.events.receive()).await;
             let next = next.map_err(|_| anyhow!("timed out after {} s waiting for {what}", self.timeout.as_secs()))?;
             self.ready.extend(next.with_context(|| format!("waiting for {what}"))?);
         }

@@ -131,6 +131,17 @@ fn id_of(item: &Value) -> Value {
     }
 }
 
+/// An item as an upload has it. What only a frame has is no part of the item: a repeat may come in another frame, or in the
+/// body of a request.
+pub(crate) fn numbered(mut item: Value) -> Value {
+    if let Value::Object(fields) = &mut item {
+        for name in ["type", "acked_seq", "pending_count"] {
+            fields.remove(name);
+        }
+    }
+    item
+}
+
 /// The length of the device's own queue, which an item may report.
 fn pending_of(item: &Value) -> Option<u32> {
     item["pending_count"].as_u64().and_then(|count| count.try_into().ok())
@@ -174,7 +185,7 @@ impl Batch {
             "item" => {
                 self.ids.push((id_of(&item), true));
                 self.acked_seq = item["acked_seq"].as_i64().or(self.acked_seq);
-                self.numbered.push(item);
+                self.numbered.push(numbered(item));
             }
             "message" => {
                 self.ids.push((id_of(&item), true));

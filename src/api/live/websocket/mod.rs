@@ -10,7 +10,7 @@
 //!
 //! WebSockets over HTTP/2 (RFC 8441) are not supported; browsers then open an HTTP/1.1 connection.
 
-mod items;
+pub(crate) mod items;
 
 use std::fmt;
 use std::future::Future;
@@ -20,15 +20,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use hyper::header::{CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, UPGRADE};
-use hyper::{Method, StatusCode};
+use hyper::header::ORIGIN;
 use serde_json::{Value, json};
 use tokio::io::ReadBuf;
 use tungstenite::error::ProtocolError;
-use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error as Fault, Message, Utf8Bytes};
@@ -45,8 +41,9 @@ use crate::api::request::Request;
 use crate::config::Config;
 use crate::core::json::write_string;
 use crate::http::error::{Code, Error};
-use crate::http::response::{self, Response};
+use crate::http::response::Response;
 use crate::http::upgrade::Upgrade;
+use crate::http::websocket::{self, Ends};
 use crate::http::wire::Wire;
 
 /// Size of the read buffer. Every connection has one, and most connections are idle.
@@ -68,47 +65,16 @@ const REVOKED: CloseCode = CloseCode::Library(4401);
 /// that does not open a WebSocket.
 pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     check_origin(&app.config, &request)?;
-    let accept = accept_key(&request)?;
+    let mut response = websocket::accept(&request)?;
     let caller = request.caller()?.clone();
     let reader = match &caller {
         Principal::Device(device) => Reader::Device(device.clone()),
         Principal::Web(user) => Reader::web(&app, user).await?.ok_or_else(session_ended)?,
     };
     let live = Live::open(app.clone(), reader, &request).await?;
-
-    let mut response = response::no_content();
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     let upgrade = Upgrade::new(move |wire, first| live.run(Socket::new(app, caller, wire, first)));
     response.extensions_mut().insert(upgrade);
     Ok(response)
-}
-
-/// Checks the opening handshake (RFC 6455, section 4.2.1) and returns the key that accepts it.
-fn accept_key(request: &Request) -> Result<HeaderValue, Error> {
-    let has = |name, token: &str| {
-        request
-            .header(name)
-            .is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
-    };
-    let refused = |message: &str| Error::new(Code::UPGRADE_REQUIRED, message);
-    if request.method != Method::GET || !has("connection", "upgrade") || !has("upgrade", "websocket") {
-        return Err(refused(
-            "open a WebSocket here: GET over HTTP/1.1 with Upgrade: websocket",
-        ));
-    }
-    if request.header("sec-websocket-version") != Some("13") {
-        return Err(refused("Sec-WebSocket-Version must be 13"));
-    }
-    let key = request
-        .header("sec-websocket-key")
-        .filter(|key| STANDARD.decode(key).is_ok_and(|bits| bits.len() == 16))
-        .ok_or_else(|| Error::invalid("Sec-WebSocket-Key", "must be 16 bytes in base64"))?;
-    HeaderValue::try_from(derive_accept_key(key.as_bytes()))
-        .map_err(|error| Error::internal(format!("Sec-WebSocket-Accept: {error}")))
 }
 
 /// Refuses pages of other origins (RFC 6455, section 10.2). Only browsers send an origin.
@@ -176,36 +142,6 @@ impl fmt::Debug for Socket {
         f.debug_struct("Socket")
             .field("caller", &self.caller)
             .finish_non_exhaustive()
-    }
-}
-
-/// The connection as tungstenite uses it: reads do not block, writes are buffered.
-struct Ends<'a, 'b> {
-    from: Option<(&'a mut Wire, &'a mut Context<'b>)>,
-    to: &'a mut BytesMut,
-}
-
-impl io::Read for Ends<'_, '_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let Some((wire, context)) = &mut self.from else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        let mut into = ReadBuf::new(into);
-        match wire.poll_read(context, &mut into) {
-            Poll::Ready(read) => read.map(|()| into.filled().len()),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-}
-
-impl io::Write for Ends<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.to.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
