@@ -14,9 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::accounts::common_password;
 use crate::config;
-use crate::core::threads;
 use crate::feature::Error;
 use crate::telemetry;
+use crate::threads;
 
 /// Longest password in bytes.
 const BYTES_MAX: usize = 1024;

@@ -14,5 +14,4 @@ pub mod slots;
 pub mod snapshot;
 pub mod subject;
 pub mod tenant;
-pub mod threads;
 pub mod time;

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use super::error::Error;
 use crate::config::client_network;
-use crate::core::threads;
 use crate::telemetry;
+use crate::threads;
 
 /// All cores but one, at least one.
 static LINE: LazyLock<Line> = LazyLock::new(|| {
