@@ -118,7 +118,7 @@ fn covering(
     mac
 }
 
-/// Reads the text of a challenge. That this server made it is checked by [`Challenges::is_current`].
+/// Reads the text of a challenge, of any server.
 pub(super) fn parse(challenge: &str) -> Result<[u8; CHALLENGE_BYTES], Error> {
     let is_short = challenge.len() <= 2 * CHALLENGE_BYTES;
     let bytes = is_short.then(|| URL_SAFE_NO_PAD.decode(challenge).ok()).flatten();
