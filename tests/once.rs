@@ -331,6 +331,88 @@ async fn edits_of_different_columns_merge_where_the_rule_says_so() {
 }
 
 #[tokio::test]
+async fn merged_edit_is_no_base_for_a_column_that_was_not_seen() {
+    let office = Office::with(|config| {
+        configure(config);
+        config.routes[0].upload.as_mut().unwrap().merge = Some(posduif::config::rule::Merge::Columns);
+    })
+    .await;
+    office.sql(TASKS).await;
+    let phone = office.phone("phone").await;
+    let id = Uuid::new_v4();
+    results(&phone, &numbered(1, &[task("create", id, "one")])).await;
+    office
+        .sql("UPDATE tenant_acme.tasks SET done = true, version = version + 1")
+        .await;
+    let seen = |mut item: Value, row: Value| {
+        item["base_row"] = row;
+        item
+    };
+    let title = seen(
+        based(task("edit", id, "mine"), "base_version", 1),
+        json!({"title": "one"}),
+    );
+    let again = seen(
+        based(task("edit", id, "again"), "base_seq", 2),
+        json!({"title": "mine"}),
+    );
+    let done = json!({"table": "tasks", "op": "edit", "id": id, "row": {"done": false}, "base_seq": 3});
+    let done = seen(done, json!({"done": false}));
+    let mine = results(&phone, &numbered(2, &[title, again, done])).await;
+    assert_eq!(statuses(&mine), ["applied", "applied", "conflict"]);
+    office
+        .sql("UPDATE tenant_acme.tasks SET title = 'theirs', version = version + 1")
+        .await;
+    let open = json!({"table": "tasks", "op": "edit", "id": id, "row": {"title": "mine, too"}, "base_version": 5});
+    let open = seen(open, json!({"title": "again"}));
+    assert_eq!(statuses(&results(&phone, &numbered(5, &[open])).await), ["conflict"]);
+    office.close().await;
+}
+
+/// A device that was restored from a backup sends again what it has created, under other numbers.
+#[tokio::test]
+async fn creation_that_comes_again_is_no_base_for_an_edit_that_was_not_seen() {
+    let office = office(ConflictStrategy::LastWriteWins).await;
+    let (one, two) = (office.phone("one").await, office.phone("two").await);
+    let (note, todo) = (Uuid::new_v4(), Uuid::new_v4());
+    let creations = [message(&office, note, "new"), task("create", todo, "new")];
+    results(&one, &numbered(1, &creations)).await;
+    let theirs = [
+        based(edit(note, "of two"), "base_version", 1),
+        based(task("edit", todo, "of two"), "base_version", 1),
+    ];
+    assert_eq!(
+        statuses(&results(&two, &numbered(1, &theirs)).await),
+        ["applied", "applied"]
+    );
+    let [created_note, created_todo] = creations;
+    let mine = [
+        created_note,
+        based(edit(note, "of one"), "base_seq", 3),
+        created_todo,
+        based(task("edit", todo, "of one"), "base_seq", 5),
+    ];
+    let mine = results(&one, &numbered(3, &mine)).await;
+    assert_eq!(statuses(&mine), ["duplicate", "conflict", "duplicate", "conflict"]);
+    assert_eq!((&mine[0]["version"], &mine[2]["version"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&mine[1]["winner"], &mine[3]["winner"]),
+        (&json!("mine"), &json!("theirs"))
+    );
+
+    // The same text by both is no base either, where the row has other columns.
+    office
+        .sql("UPDATE tenant_acme.tasks SET title = 'same', done = true, version = version + 1")
+        .await;
+    let done = json!({"table": "tasks", "op": "edit", "id": todo, "row": {"done": false}, "base_seq": 7});
+    let mine = [based(task("edit", todo, "same"), "base_version", 2), done];
+    let mine = results(&one, &numbered(7, &mine)).await;
+    assert_eq!(statuses(&mine), ["duplicate", "conflict"]);
+    assert_eq!(mine[0]["version"], 2);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn receipts_and_edits_at_the_same_time_make_no_conflict() {
     let office = office(ConflictStrategy::Manual).await;
     let phone = office.phone("phone").await;

@@ -166,6 +166,7 @@ const TENANT: &[Migration] = &[
         tables: [],
         columns: [("devices", "token_renewed_at")]
     ),
+    migration!(18, "tenant", "0018_unseen_versions"),
 ];
 
 /// The schemas of a command.
