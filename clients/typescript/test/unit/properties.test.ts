@@ -66,12 +66,6 @@ class Story {
   readonly #contested = new Set<string>()
   #count = 0
 
-  /**
-   * Conflicts that the user decided elsewhere before this device had learned of them, and its generation then. If a snapshot
-   * follows, nothing says whether they were closed before it, or the change arrived after it.
-   */
-  readonly early = new Map<string, number>()
-
   readonly #hasLists: boolean
 
   constructor(hasLists: boolean) {
@@ -127,9 +121,6 @@ class Story {
       case 'decide elsewhere': {
         const [conflict] = server.conflicts
         if (conflict === undefined) return
-        const isKnown = [...scene.results.values()].some(({ conflictId }) => conflictId === conflict)
-        if (!isKnown && !scene.stored('message_conflicts', conflict))
-          this.early.set(conflict, scene.state.device.generation)
         return server.resolve(conflict)
       }
       case 'join':
@@ -269,8 +260,7 @@ function check(plays: readonly Step[], hasLists: boolean): void {
   assert.deepEqual(scene.state.device.decided, [])
   const results = [...scene.results.values()]
   const open = results.flatMap(({ isOpen, conflictId }) => (isOpen && conflictId ? [conflictId] : []))
-  const known = open.filter((conflict) => !((story.early.get(conflict) ?? Infinity) < scene.state.device.generation))
-  assert.deepEqual(known.sort(), [...server.conflicts].sort())
+  assert.deepEqual(open.sort(), [...server.conflicts].sort())
   for (const [key, count] of server.effects) assert.equal(count, 1, key)
 }
 

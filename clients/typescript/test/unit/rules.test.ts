@@ -496,6 +496,42 @@ describe('outbox', () => {
     assert.deepEqual(open, ['c-2', 'c-3'])
   })
 
+  test('repeated change from before a reset is open only if a batch has brought its conflict', () => {
+    const row = { id: 'c-1', table_name: 'tasks', row_id: 't1' }
+    const begin = { table: 'message_conflicts', op: 'insert', id: 'c-1', row }
+    const lost = { status: 'conflict', winner: 'theirs', version: 2, conflictId: 'c-1' } as const
+    for (const comes of ['in the snapshot', 'in a later page', 'in the stream', 'and goes', 'never'] as const) {
+      const scene = Scene.stream()
+      const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      const isOpen = () => [...scene.results.values()].flatMap((result) => (result.isOpen ? [result.item.key] : []))
+      scene.lose()
+      scene.sync('timer')
+      const others = [insert('t1', { title: 'theirs', version: 2 })]
+      const isEarly = comes === 'in the snapshot'
+      const isPaged = comes === 'in a later page'
+      scene.batch({ cursor: 'd1', reset: true, hasMore: isPaged, changes: [...others, ...(isEarly ? [begin] : [])] })
+      scene.retry('up')
+      if (isPaged) scene.lose()
+      else scene.acknowledged()
+      scene.answer(lost)
+      assert.deepEqual(isOpen(), isEarly ? [key] : [], comes)
+      // Until then it may be open: neither a crash nor the limit of what is kept takes it.
+      scene.crash()
+      const next = (cursor: string, ...changes: Change[]) => {
+        scene.sync()
+        if (scene.request.type !== 'fetch') scene.acknowledged()
+        scene.batch({ cursor, changes })
+      }
+      if (isPaged || comes === 'in the stream') next('d2', begin)
+      if (comes === 'and goes') next('d2', begin, { ...begin, op: 'delete', row: null })
+      assert.deepEqual(isOpen(), comes === 'and goes' || comes === 'never' ? [] : [key], comes)
+      if (comes !== 'never') continue
+      assert.equal(scene.results.get(key)?.isOpen, null)
+      scene.batch({ cursor: 'e1', reset: true })
+      assert.equal(scene.results.has(key), false)
+    }
+  })
+
   test('notes of conflicts that were decided elsewhere are bounded, and taken with missing answers only', () => {
     const scene = Scene.stream()
     const deletions = (from: number, count: number) =>
