@@ -16,7 +16,7 @@ export function rowsOf(batch: Batch, state: State): RowId[] {
   }
   for (const { table, id, group } of batch.changes) if (id !== null && group === undefined) rows.push([table, id])
   if (endsSnapshot(batch, state) || batch.changes.some(({ op }) => op === 'leave'))
-    for (const { table, id, sent } of state.outbox) if (sent === 'yes') rows.push([table, id])
+    for (const { table, id, sent } of state.outbox) if (sent === 'yes' || sent === 'earlier') rows.push([table, id])
   return rows
 }
 

@@ -396,6 +396,25 @@ describe('outbox', () => {
     return scene
   }
 
+  test('result of an item of before a snapshot is shown at once, in whichever page its row came', () => {
+    for (const place of [0, 1, 2]) {
+      const scene = Scene.stream()
+      scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      scene.lose()
+      scene.sync('timer')
+      for (const page of [0, 1, 2]) {
+        const changes = page === place ? [insert('t1', task('milk'))] : []
+        scene.batch({ cursor: `d${page}`, reset: page === 0, hasMore: page < 2, changes })
+      }
+      if (place === 2) scene.acknowledged()
+      scene.retry('up')
+      scene.answer({ version: 2 })
+      assert.deepEqual(scene.stored('tasks', 't1'), { id: 't1', ...task('mine', 2) }, `page ${place}`)
+      scene.write('edit', 'tasks', 't1', { title: 'next' })
+      assert.equal(scene.outbox()[0]?.baseVersion, 2)
+    }
+  })
+
   test('decided conflict is closed on the server once, whatever is lost', () => {
     const scene = Scene.stream()
     const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
