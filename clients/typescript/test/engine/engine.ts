@@ -106,9 +106,9 @@ export class Engine {
     return token as string
   }
 
-  /** Resolves the open conflicts of bob on another page of his. */
-  async resolveConflicts(): Promise<void> {
-    const token = await this.token('bob')
+  /** Resolves the open conflicts of bob, or of the user with this token, on another page of theirs. */
+  async resolveConflicts(user?: string): Promise<void> {
+    const token = user ?? (await this.token('bob'))
     const { conflicts } = await this.#call('GET', '/api/conflicts', token)
     for (const { id } of conflicts as { id: string }[])
       await this.#call('POST', `/api/conflicts/${id}/resolve`, token, { resolution: 'server' })

@@ -167,6 +167,8 @@ class Story {
         return phone!.late()
       case 'decide':
         return phone!.decide(op.entry, op.keepsMine)
+      case 'decide elsewhere':
+        return this.#stage.engine.resolveConflicts(user!.token)
       case 'reload':
       case 'crash':
         return phone!.reload(op.do === 'crash')
@@ -371,10 +373,9 @@ class Story {
       if (!phone.wasRestored) {
         const id = await phone.deviceId()
         const own = kept.filter((each) => each.device_id === id)
-        const open = list.filter(({ state }) => state === 'conflict').map((entry) => entry.id)
-        // More may be open here: a conflict that went with its row before its upload was answered stays until the user decides.
-        const closed = own.filter((each) => each.is_open && !open.includes(each.id)).map((each) => each.id)
-        assert.deepEqual(closed, [], `conflicts that are not open on device ${place}`)
+        const open = list.filter(({ state }) => state === 'conflict').map((entry) => `${entry.op} ${entry.id} ${textOf(entry.row)}`)
+        const wanted = own.filter((each) => each.is_open).map((each) => `${each.op} ${each.id} ${each.text}`)
+        assert.deepEqual(open.sort(), wanted.sort(), `device ${place}: its open conflicts, and those of the server`)
         for (const conflict of own) {
           assert.ok(this.#hasOtherSide(phone, conflict, notes), `device ${place}: no other change is in ${JSON.stringify(conflict)}`)
         }
