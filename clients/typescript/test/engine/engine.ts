@@ -72,7 +72,12 @@ export class Engine {
       lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
     )
     const engine = new Engine(child, folder, ready.ready, env)
-    await engine.sql(tables)
+    try {
+      await engine.sql(tables)
+    } catch (error) {
+      await engine.stop()
+      throw error
+    }
     return engine
   }
 
