@@ -4,12 +4,12 @@
 // ROWS=100000 node test/run.mjs bench first-sync
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { CDPSession } from 'playwright-core'
 import { begin } from '../browser/harness.js'
+import { record, type Frames, type Span } from './frames.js'
 
 const ROWS = Number(process.env['ROWS'] ?? 100_000)
 
-const TASK_MS_MAX = 50
+const FRAME_MS_MAX = 50
 
 /** What others have published of theirs: other machines and other rows, for orientation. */
 const PUBLISHED = [
@@ -24,74 +24,40 @@ test(`first sync of ${ROWS} rows`, async (of) => {
   )
   for (const query of ['?quiet&limit=50', '?quiet']) {
     // What was stored by the page before must not help.
-    const context = await browser.newContext()
-    const tab = await context.newPage()
+    const [context, idle] = [await browser.newContext(), await browser.newContext()]
+    const [tab, control] = [await context.newPage(), await idle.newPage()]
     await tab.goto(`${site.proxy.url}/${query}`)
     await tab.waitForFunction(() => 'page' in globalThis)
-    await tab.evaluate(() => page.steady())
     const cdp = await context.newCDPSession(tab)
-    const tasks = await trace(await browser.newBrowserCDPSession())
-    await tab.evaluate(() => page.watchFrames())
+    const end = await record(await browser.newBrowserCDPSession(), [tab, control])
     const start = performance.now()
     await tab.evaluate((login) => page.client.login(login), { username: 'bob', password: 'posduif-demo', tenant: 'demo' })
     await tab.evaluate(() => page.upToDate())
     const seconds = (performance.now() - start) / 1000
-    const [byClock, byCpu, origin] = await tasks()
-    const frames = await tab.evaluate(() => page.frames())
+    const [own, other] = (await end()) as [Frames, Frames]
     await cdp.send('HeapProfiler.collectGarbage')
     const { usedSize } = await cdp.send('Runtime.getHeapUsage')
-    const stored = await tab.evaluate(() => page.countRows())
-    console.log(
-      `${query}: ${ROWS} rows in ${seconds.toFixed(1)} s, ${Math.round(ROWS / seconds)} a second; ` +
-        `${frames.times.length} frames, longest ${longest(frames.times).join(', ')} ms; ` +
-        `tasks of the page, longest by the clock ${byClock.join(', ')} ms, in CPU time ${byCpu.join(', ')} ms (${origin}); ` +
-        `frames above 50 ms: ${frames.times.filter((ms) => ms > 50).length}; ` +
-        `memory ${(frames.peak / 2 ** 20).toFixed(0)} MiB at most, ${(usedSize / 2 ** 20).toFixed(0)} MiB after`,
-    )
-    assert.equal(stored, ROWS)
-    assert.ok(byCpu.length > 0 && byCpu.every((ms) => ms <= TASK_MS_MAX), `a task takes more than ${TASK_MS_MAX} ms`)
+    const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(0)
+    console.log(`${query}: ${ROWS} rows in ${seconds.toFixed(1)} s, ${Math.round(ROWS / seconds)} a second`)
+    console.log(`  memory of scripts: ${mib(own.peak)} MiB at most, ${mib(usedSize)} MiB after`)
+    const [ownLong, otherLong] = [own, other].map(({ spans }) => spans.filter(({ ms }) => ms > FRAME_MS_MAX)) as [Span[], Span[]]
+    for (const [name, { spans }, long] of [['this page', own, ownLong], ['a page that does nothing, beside it', other, otherLong]] as const) {
+      console.log(`  ${name}: ${spans.length} frames, ${long.length} above ${FRAME_MS_MAX} ms, longest ${most(spans, 'ms')} ms`)
+    }
+    for (const { ms, busy, cpu, what } of [...ownLong].sort((one, two) => two.ms - one.ms).slice(0, 8))
+      console.log(`    ${ms.toFixed(0)} ms, in it tasks of ${busy.toFixed(0)} ms by the clock, ${cpu.toFixed(0)} ms of CPU time (${what})`)
+    console.log(`  CPU time of a frame, most: ${most(own.spans, 'cpu')} ms; of a task: ${most(own.tasks, 'cpu')} ms, by the clock ${most(own.tasks, 'ms')} ms`)
+    assert.equal(await tab.evaluate(() => page.countRows()), ROWS)
+    assert.ok(own.tasks.length > 0, 'the trace has no tasks of the page')
+    for (const { cpu, what } of [...own.spans, ...own.tasks])
+      assert.ok(cpu <= FRAME_MS_MAX, `${cpu.toFixed(0)} ms of CPU time between two frames, or in one task (${what})`)
     await context.close()
+    await idle.close()
   }
   for (const line of PUBLISHED) console.log(line)
 })
 
-/**
- * Records the tasks of the page; the result ends it, and returns the longest ones, by the clock and in CPU time. The browser has
- * pages of its own, such as its tool bar, in processes with other names.
- */
-async function trace(cdp: CDPSession): Promise<() => Promise<[number[], number[], string]>> {
-  type Arguments = { name?: string; src_file?: string; src_func?: string }
-  type Event = { name: string; ts: number; dur?: number; tdur?: number; pid: number; tid: number; args: Arguments }
-  const events: Event[] = []
-  cdp.on('Tracing.dataCollected', ({ value }) => {
-    // Those of a millisecond and more, and the names.
-    for (const event of value as unknown as Event[]) if (event.ts === 0 || (event.dur ?? 0) > 1000) events.push(event)
-  })
-  await cdp.send('Tracing.start', { traceConfig: { includedCategories: ['toplevel', '__metadata'] } })
-  // Both are the monotonic clock of the system, in microseconds.
-  const began = Number(process.hrtime.bigint() / 1000n)
-  return async () => {
-    const ended = new Promise((resolve) => cdp.once('Tracing.tracingComplete', resolve))
-    await cdp.send('Tracing.end')
-    await ended
-    const named = (what: string, wanted: string) =>
-      events.filter(({ name, args }) => name === what && args.name === wanted).map(({ pid, tid }) => ({ pid, tid }))
-    const pages = new Set(named('process_name', 'Renderer').map(({ pid }) => pid))
-    const mains = new Set(
-      named('thread_name', 'CrRendererMain').flatMap(({ pid, tid }) => (pages.has(pid) ? [`${pid} ${tid}`] : [])),
-    )
-    const tasks = events.filter(({ ts, pid, tid, dur }) => ts > began && dur !== undefined && mains.has(`${pid} ${tid}`))
-    // The clock of the thread advances in steps, and may be ahead.
-    const cpu = ({ dur = 0, tdur = 0 }: Event) => Math.min(dur, tdur) / 1000
-    const most = tasks.reduce((one, other) => (cpu(one) >= cpu(other) && one.args.src_file ? one : other))
-    return [
-      longest(tasks.map(({ dur = 0 }) => dur / 1000)),
-      longest(tasks.map(cpu)),
-      `${most.args.src_file ?? most.name} ${most.args.src_func ?? ''}`,
-    ]
-  }
-}
-
-function longest(times: readonly number[]): number[] {
-  return [...times].sort((one, other) => other - one).slice(0, 5).map(Math.round)
+function most(spans: readonly Span[], of: 'ms' | 'cpu'): string {
+  const sorted = spans.map((span) => span[of]).sort((one, other) => other - one)
+  return sorted.slice(0, 5).map(Math.round).join(', ')
 }
