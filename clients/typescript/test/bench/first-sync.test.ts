@@ -1,6 +1,7 @@
 // The first sync of many rows in a page that shows 50 of them, and in one that shows all: prints rows a second, the longest
-// frames and tasks, and memory. No frame should be above 50 ms, and no task of the page may take more of the CPU. On a busy
-// machine frames also wait for other processes; the CPU time of a task says what the page itself takes.
+// frames, and memory. No frame should be above 50 ms. Engine, servers, browser and page share the machine, and frames wait for
+// all of them; so the bench fails by the CPU time that the page's main thread takes between two frames, and prints the frames
+// of a page that does nothing, in the same run, beside those of the page: the difference is what the sync costs.
 // ROWS=100000 node test/run.mjs bench first-sync
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
@@ -38,24 +39,37 @@ test(`first sync of ${ROWS} rows`, async (of) => {
     await cdp.send('HeapProfiler.collectGarbage')
     const { usedSize } = await cdp.send('Runtime.getHeapUsage')
     const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(0)
-    console.log(`${query}: ${ROWS} rows in ${seconds.toFixed(1)} s, ${Math.round(ROWS / seconds)} a second`)
-    console.log(`  memory of scripts: ${mib(own.peak)} MiB at most, ${mib(usedSize)} MiB after`)
-    const [ownLong, otherLong] = [own, other].map(({ spans }) => spans.filter(({ ms }) => ms > FRAME_MS_MAX)) as [Span[], Span[]]
-    for (const [name, { spans }, long] of [['this page', own, ownLong], ['a page that does nothing, beside it', other, otherLong]] as const) {
-      console.log(`  ${name}: ${spans.length} frames, ${long.length} above ${FRAME_MS_MAX} ms, longest ${most(spans, 'ms')} ms`)
-    }
-    for (const { ms, busy, cpu, what } of [...ownLong].sort((one, two) => two.ms - one.ms).slice(0, 8))
-      console.log(`    ${ms.toFixed(0)} ms, in it tasks of ${busy.toFixed(0)} ms by the clock, ${cpu.toFixed(0)} ms of CPU time (${what})`)
-    console.log(`  CPU time of a frame, most: ${most(own.spans, 'cpu')} ms; of a task: ${most(own.tasks, 'cpu')} ms, by the clock ${most(own.tasks, 'ms')} ms`)
+    const ownLong = own.spans.filter(isLong)
+    const beside = `${other.spans.filter(isLong).length} of ${other.spans.length} frames`
+    for (const line of [
+      `${query}: ${ROWS} rows in ${seconds.toFixed(1)} s, ${Math.round(ROWS / seconds)} a second`,
+      `  memory of scripts: ${mib(own.peak)} MiB at most, ${mib(usedSize)} MiB after`,
+      `  above ${FRAME_MS_MAX} ms: ${ownLong.length} of ${own.spans.length} frames, longest ${most(own.spans, 'ms')} ms`,
+      `    of a page beside it that does nothing: ${beside}, longest ${most(other.spans, 'ms')} ms`,
+      ...ownLong.sort((one, two) => two.ms - one.ms).slice(0, 8).map(lineOf),
+      `  CPU time between two frames, most: ${most(own.spans, 'cpu')} ms`,
+      `  tasks, longest in CPU time: ${most(own.tasks, 'cpu')} ms; by the clock: ${most(own.tasks, 'ms')} ms`,
+    ])
+      console.log(line)
     assert.equal(await tab.evaluate(() => page.countRows()), ROWS)
     assert.ok(own.tasks.length > 0, 'the trace has no tasks of the page')
-    for (const { cpu, what } of [...own.spans, ...own.tasks])
-      assert.ok(cpu <= FRAME_MS_MAX, `${cpu.toFixed(0)} ms of CPU time between two frames, or in one task (${what})`)
+    for (const { cpu, what } of [...own.spans, ...own.tasks]) {
+      const found = `${cpu.toFixed(0)} ms of CPU time between two frames, or in one task (${what})`
+      assert.ok(cpu <= FRAME_MS_MAX, `${found}; above ${FRAME_MS_MAX} ms in a page beside it that does nothing: ${beside}`)
+    }
     await context.close()
     await idle.close()
   }
   for (const line of PUBLISHED) console.log(line)
 })
+
+function isLong({ ms }: Span): boolean {
+  return ms > FRAME_MS_MAX
+}
+
+function lineOf({ ms, busy, cpu, what }: Span): string {
+  return `    ${ms.toFixed(0)} ms: tasks of ${busy.toFixed(0)} ms by the clock, ${cpu.toFixed(0)} ms of CPU time (${what})`
+}
 
 function most(spans: readonly Span[], of: 'ms' | 'cpu'): string {
   const sorted = spans.map((span) => span[of]).sort((one, other) => other - one)

@@ -375,7 +375,8 @@ class Story {
         const own = kept.filter((each) => each.device_id === id)
         // The server keeps a text with a deletion, too.
         const outline = (op: string, id: string, text: string | null) => `${op} ${id} ${op === 'delete' ? '' : text}`
-        const open = list.filter(({ state }) => state === 'conflict').map(({ op, id, row }) => outline(op, id, textOf(row)))
+        const conflicts = list.filter(({ state }) => state === 'conflict')
+        const open = conflicts.map(({ op, id, row }) => outline(op, id, textOf(row)))
         const wanted = own.filter((each) => each.is_open).map(({ op, id, text }) => outline(op, id, text))
         assert.deepEqual(open.sort(), wanted.sort(), `device ${place}: its open conflicts, and those of the server`)
         for (const conflict of own) {
