@@ -1,4 +1,4 @@
-import { clock as systemClock, type Clock } from './clock.js'
+import { systemClock, type Clock } from './clock.js'
 import { backoff } from './effects/backoff.js'
 import type { LiveMode } from './effects/live.js'
 import { Signal } from './emitter.js'
@@ -92,7 +92,7 @@ class Core {
   constructor(options: ClientOptions<Tables>) {
     const { environment = {}, store, live = 'auto' } = options
     this.#options = options
-    this.#clock = environment.clock ?? systemClock
+    this.#clock = environment.clock ?? systemClock()
     this.#store = store
     this.#mode = live
     this.#storage = store.kind === 'memory' ? 'memory' : store.kind === 'sqlite' ? 'persistent' : 'evictable'

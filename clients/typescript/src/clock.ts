@@ -13,6 +13,13 @@ export type Clock = {
 /** Timers are limited to 31 bits; a longer one would fire at once. */
 const DELAY_MAX = 2 ** 31 - 1
 
+/** Throws where ids would not be random. */
+export function systemClock(): Clock {
+  if (!globalThis.crypto?.getRandomValues)
+    throw new Error('there is no crypto.getRandomValues: import a polyfill, such as react-native-get-random-values')
+  return clock
+}
+
 export const clock: Clock = {
   now: () => Date.now(),
   schedule: (run, ms) => {

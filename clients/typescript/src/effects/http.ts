@@ -98,7 +98,8 @@ export async function classify(response: Response): Promise<Answer> {
 
 async function readText(response: Response): Promise<string> {
   const reader = response.body?.getReader()
-  if (!reader) return ''
+  // React Native has no streams.
+  if (!reader) return response.text()
   const decoder = new TextDecoder()
   let read = ''
   let bytes = 0

@@ -16,6 +16,8 @@ export type RunnerOptions = {
   readonly clock: Clock
   readonly live: LiveMode
   readonly presence: boolean
+  /** Whether responses come in parts; without it no event of a stream would arrive before its end. */
+  readonly streams: boolean
   readonly WebSocket: typeof WebSocket | undefined
   readonly credentials: CredentialsCallback | undefined
   readonly device: { readonly name: string; readonly type: string }
@@ -46,12 +48,15 @@ export class Runner {
   #batchRows: number | null = null
   #hasSettings = false
   #next: Transport
+  readonly #mayChange: boolean
   #misses = 0
 
   constructor(session: Session, options: RunnerOptions) {
     this.#session = session
     this.#options = options
-    this.#next = options.live === 'websocket' ? 'websocket' : 'sse'
+    const { live, streams, WebSocket } = options
+    this.#mayChange = live === 'auto' && streams && WebSocket !== undefined
+    this.#next = live === 'websocket' || (live === 'auto' && !streams) ? 'websocket' : 'sse'
   }
 
   run(effect: Exclude<Effect, { type: 'notify' }>): void {
@@ -101,10 +106,9 @@ export class Runner {
   }
 
   async #fetch({ ticket, cursor }: Effect & { type: 'fetch' }): Promise<void> {
-    const query = new URLSearchParams()
-    if (this.#batchRows !== null) query.set('limit', String(this.#batchRows))
-    if (cursor !== null) query.set('cursor', cursor)
-    const answer = await this.#send({ method: 'GET', path: `/api/sync/incoming?${query}` })
+    const limit = this.#batchRows === null ? '' : `limit=${this.#batchRows}&`
+    const from = cursor === null ? '' : `cursor=${encodeURIComponent(cursor)}`
+    const answer = await this.#send({ method: 'GET', path: `/api/sync/incoming?${limit}${from}` })
     const batch = answer.ok ? readBatch(answer.body) : null
     if (batch) {
       void this.#readSettings()
@@ -180,7 +184,7 @@ export class Runner {
 
   #openLive(lastEventId: string | null): void {
     this.#closeLive()
-    const { http, clock, live, presence, WebSocket } = this.#options
+    const { http, clock, presence, WebSocket } = this.#options
     const credentials = this.#deviceCredentials()
     if (!credentials) return
     const transport = this.#next
@@ -197,7 +201,7 @@ export class Runner {
         this.transport = null
         this.#close = () => {}
         this.#misses += 1
-        if (live === 'auto' && WebSocket && this.#misses % TRANSPORT_FAILURES_MAX === 0) {
+        if (this.#mayChange && this.#misses % TRANSPORT_FAILURES_MAX === 0) {
           this.#next = transport === 'sse' ? 'websocket' : 'sse'
         }
         void this.#session.dispatch({ type: 'liveFailed', failure })

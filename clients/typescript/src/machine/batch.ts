@@ -3,7 +3,7 @@ import { Draft } from './draft.js'
 import type { Batch, Event, RowId } from './event.js'
 import { audiencesOf, forgetAudience, forgetUnseen, groupName, isSeen, storeGroups } from './groups.js'
 import { overtake, overtakeMissing, receive } from './rows.js'
-import { CLOSED_MAX, rowName, type State, type StoredRow } from './state.js'
+import { CLOSED_MAX, rowName, type State, type StoredResult, type StoredRow } from './state.js'
 
 /** The rows that a batch may change or compare with: the event needs them as stored. */
 export function rowsOf(batch: Batch, state: State): RowId[] {
@@ -16,7 +16,7 @@ export function rowsOf(batch: Batch, state: State): RowId[] {
   }
   for (const { table, id, group } of batch.changes) if (id !== null && group === undefined) rows.push([table, id])
   if (endsSnapshot(batch, state) || batch.changes.some(({ op }) => op === 'leave'))
-    for (const { table, id, sent } of state.outbox) if (sent === 'yes') rows.push([table, id])
+    for (const { table, id, sent } of state.outbox) if (sent === 'yes' || sent === 'earlier') rows.push([table, id])
   return rows
 }
 
@@ -39,9 +39,9 @@ export const CONFLICTS = 'message_conflicts'
 
 type Conflicts = (Event & { type: 'batch' })['conflicts']
 
-/** Whether a batch may end conflicts: the event needs those that are open here. */
-export function endsConflicts(batch: Batch, state: State): boolean {
-  return endsSnapshot(batch, state) || batch.changes.some(({ table, op }) => table === CONFLICTS && op === 'delete')
+/** Whether a batch may begin or end conflicts: the event needs those that are not decided here. */
+export function hasConflicts(batch: Batch, state: State): boolean {
+  return endsSnapshot(batch, state) || batch.changes.some(({ table }) => table === CONFLICTS)
 }
 
 /** Stores a batch with its cursor, or discards it whole. */
@@ -85,6 +85,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
       overtake(draft, table, id)
     } else if (id !== null && row) {
       receive(draft, table, id, row, isPage, via)
+      if (table === CONFLICTS) confirm(draft, conflicts.get(id))
     }
   }
   if (hasLeft) forgetUnseen(draft, regrouped, audiences)
@@ -118,6 +119,11 @@ function remove(draft: Draft, table: string, id: string, conflicts: Conflicts): 
   else if (draft.state.outbox.some(({ sent }) => sent !== 'no')) {
     draft.device({ closed: [...draft.state.device.closed, id].slice(-CLOSED_MAX) })
   }
+}
+
+/** The server lists this conflict: the user has to decide it. */
+function confirm(draft: Draft, result: StoredResult | undefined): void {
+  if (result?.isOpen === null) draft.results.set(result.item.key, { ...result, isOpen: true })
 }
 
 function endSnapshot(draft: Draft, old: readonly RowId[], conflicts: Conflicts): void {

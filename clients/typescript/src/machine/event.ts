@@ -74,7 +74,7 @@ export type Event =
       /** Those that a `join` or `leave` of the batch may concern; `stored` has them. */
       readonly regrouped: readonly RowId[]
       /**
-       * Lost conflicts that the user has not decided here, by their ids. At the end of a snapshot `stored` has their rows in
+       * Lost conflicts that are open here, or may be, by their ids. At the end of a snapshot `stored` has their rows in
        * the list of the server.
        */
       readonly conflicts: ReadonlyMap<string, StoredResult>

@@ -49,7 +49,7 @@ function load(draft: Draft, { device, outbox }: Event & { type: 'loaded' }): voi
 function discard(draft: Draft, { key, result }: Event & { type: 'discard' }): void {
   const { outbox, device } = draft.state
   if (result) draft.results.set(key, null)
-  if (result?.isOpen && result.conflictId !== null) {
+  if (result && result.isOpen !== false && result.conflictId !== null) {
     draft.device({ decided: [...device.decided, result.conflictId] })
     draft.lane('up', { wanted: true })
   }

@@ -1,14 +1,18 @@
 import type { JsonObject } from '../json.js'
 import type { Item } from '../outbox/item.js'
 import { change } from '../outbox/overlay.js'
+import { CONFLICTS } from './batch.js'
 import { Draft } from './draft.js'
 import type { ItemResult, RowId } from './event.js'
 import { bury, isOlder, MESSAGES, numberOf, put, viaOf } from './rows.js'
 import type { State, StoredResult } from './state.js'
 
-/** The rows that results may change: the event needs them as stored. */
-export function rowsInFlight(state: State): RowId[] {
-  return inFlight(state).map(({ table, id }) => [table, id])
+/** The rows that results may change or name: the event needs them as stored. */
+export function rowsInFlight(state: State, results: readonly ItemResult[]): RowId[] {
+  return [
+    ...inFlight(state).map(({ table, id }): RowId => [table, id]),
+    ...results.flatMap(({ conflictId }): RowId[] => (conflictId === null ? [] : [[CONFLICTS, conflictId]])),
+  ]
 }
 
 export function inFlight({ outbox, sentUpTo }: State): Item[] {
@@ -87,13 +91,22 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
     winner,
     conflictId,
     server,
-    // The answer was late: the user has decided the conflict elsewhere.
-    isOpen: !isInEffect && !(conflictId !== null && draft.state.device.closed.includes(conflictId)),
+    isOpen: !isInEffect && (conflictId === null || isConflictOpen(draft, item, conflictId)),
     generation: draft.state.device.generation,
   }
   draft.results.set(item.key, stored)
   // What the user has to decide is read from the storage: it must outlive this process.
   if (status === 'conflict' && isInEffect) draft.notify({ name: 'conflict', result: stored })
+}
+
+/**
+ * Whether the server lists a lost conflict. The answer may be late: the user may have decided it elsewhere since. Of an item
+ * that was sent before a snapshot, the answer may even be older than that, which no longer has a decided one; one that is open
+ * is in the snapshot, or comes in the stream.
+ */
+function isConflictOpen(draft: Draft, { sent }: Item, id: string): boolean | null {
+  if (draft.state.device.closed.includes(id)) return false
+  return sent === 'yes' || draft.stored(CONFLICTS, id) !== null || null
 }
 
 /**

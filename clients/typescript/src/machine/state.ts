@@ -66,8 +66,8 @@ export type StoredResult = {
   readonly winner: 'mine' | 'theirs' | null
   readonly conflictId: string | null
   readonly server: JsonObject | null
-  /** Whether the user must see it: it was refused, or lost its conflict. */
-  readonly isOpen: boolean
+  /** Whether the user must see it: it was refused, or lost its conflict. Null: once a batch brings the conflict. */
+  readonly isOpen: boolean | null
   /** Of the device when the result came: a conflict of an earlier one was there when the snapshot began. */
   readonly generation: number
 }

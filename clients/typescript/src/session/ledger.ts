@@ -94,7 +94,7 @@ export class Ledger {
     this.device = state.device
     this.outbox = state.outbox
     this.#settled = this.#settled.slice(surplus.length)
-    for (const [key, result] of results) if (result && !result.isOpen) this.#settled.push(key)
+    for (const [key, result] of results) if (result?.isOpen === false) this.#settled.push(key)
     return true
   }
 
@@ -124,13 +124,13 @@ export class Ledger {
   }
 
   #settle(results: Step['results']): string[] {
-    const more = [...results.values()].filter((result) => result && !result.isOpen).length
+    const more = [...results.values()].filter((result) => result?.isOpen === false).length
     return this.#settled.slice(0, Math.max(this.#settled.length + more - RESULTS_MAX, 0))
   }
 
   /** The results that the storage has, and which of them may be deleted later. */
   adopt(results: readonly Entry[]): void {
-    this.#settled = results.filter(({ value }) => !(value as StoredResult).isOpen).map(({ key }) => String(key))
+    this.#settled = results.filter(({ value }) => (value as StoredResult).isOpen === false).map(({ key }) => String(key))
   }
 }
 

@@ -127,7 +127,7 @@ export class Session {
   /** Changes that were refused, or lost a conflict, until the user has decided; null: the storage failed. */
   async open(): Promise<StoredResult[] | null> {
     let open: StoredResult[] | null = null
-    await this.#enqueue(async () => void (open = await this.openResults()))
+    await this.#enqueue(async () => void (open = (await this.results()).filter(({ isOpen }) => isOpen)))
     return open
   }
 
@@ -274,10 +274,10 @@ export class Session {
     this.#hooks.settled(new Map(gone.map((key) => [key, found.get(key) ?? null])))
   }
 
-  /** For a step: the changes that the user has to decide. */
-  async openResults(): Promise<StoredResult[]> {
+  /** For a step: the results that are kept. */
+  async results(): Promise<StoredResult[]> {
     const [results = []] = await this.store.read([{ space: 'results' }])
-    return results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
+    return results.map(({ value }) => value as StoredResult)
   }
 
   /** For a step: rows as they are stored. */

@@ -52,6 +52,7 @@ export class Sync {
       clock,
       live,
       presence: options.presence ?? false,
+      streams: environment.fetch !== undefined || (typeof Response !== 'undefined' && 'body' in Response.prototype),
       WebSocket: environment.WebSocket ?? globalThis.WebSocket,
       credentials,
       device:

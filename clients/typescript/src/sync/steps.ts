@@ -1,4 +1,4 @@
-import { CONFLICTS, endsConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
+import { CONFLICTS, hasConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
 import type { Batch, ItemResult, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
 import { rowName, type StoredResult, type StoredRow } from '../machine/state.js'
@@ -31,8 +31,9 @@ export function storeBatch(
       })
     }
     const conflicts = new Map<string, StoredResult>()
-    for (const result of endsConflicts(batch, state) ? await session.openResults() : []) {
-      if (result.conflictId !== null) conflicts.set(result.conflictId, result)
+    for (const result of hasConflicts(batch, state) ? await session.results() : []) {
+      const { conflictId, isOpen } = result
+      if (conflictId !== null && isOpen !== false) conflicts.set(conflictId, result)
     }
     if (isLast) {
       const rows = await session.rows([...conflicts.keys()].map((id) => [CONFLICTS, id]))
@@ -51,7 +52,7 @@ export function storeResults(
     type: 'results',
     ticket,
     results,
-    stored: await session.rows(rowsInFlight(state)),
+    stored: await session.rows(rowsInFlight(state, results)),
   }))
 }
 

@@ -46,38 +46,6 @@ else createRoot(root).render(createElement(StrictMode, null, createElement(Tasks
 let ticks = 0
 setInterval(() => (ticks += 1), 50)
 
-/** Times between frames in ms, and the most memory of scripts. */
-const frames = { times: [] as number[], peak: 0 }
-
-function watchFrames(): void {
-  let last = performance.now()
-  const frame = (now: number) => {
-    frames.times.push(now - last)
-    last = now
-    const { usedJSHeapSize = 0 } = (performance as { memory?: { usedJSHeapSize: number } }).memory ?? {}
-    frames.peak = Math.max(frames.peak, usedJSHeapSize)
-    requestAnimationFrame(frame)
-  }
-  requestAnimationFrame((now) => {
-    last = now
-    requestAnimationFrame(frame)
-  })
-}
-
-/** Resolves when frames have come at their rate for a second: the browser has begun. */
-function steady(): Promise<void> {
-  return new Promise((resolve) => {
-    let [last, inTime] = [performance.now(), 0]
-    const frame = (now: number) => {
-      inTime = now - last < 25 ? inTime + 1 : 0
-      last = now
-      if (inTime >= 60) resolve()
-      else requestAnimationFrame(frame)
-    }
-    requestAnimationFrame(frame)
-  })
-}
-
 const events: string[] = []
 for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
   client.on(name, () => events.push(name))
@@ -107,7 +75,6 @@ function record(
 
 const page = {
   client,
-  steady,
   /** Resolves when the rows are the server's. */
   upToDate: () =>
     new Promise<void>((resolve) => {
@@ -115,8 +82,6 @@ const page = {
       client.status.subscribe(check)
       check()
     }),
-  watchFrames,
-  frames: () => frames,
   events,
   ticks: () => ticks,
   status: () => client.status.getSnapshot(),

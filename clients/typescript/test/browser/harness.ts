@@ -3,6 +3,8 @@ import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core'
+import type { TestContext } from 'node:test'
+import { Engine } from '../engine/engine.js'
 import { Proxy } from '../engine/proxy.js'
 import type { TestPage } from './app.js'
 
@@ -37,6 +39,20 @@ export async function launch(): Promise<Browser> {
     // One process per site, and none in reserve, so that a test stops the process that it means.
     args: ['--no-sandbox', '--site-per-process', '--disable-features=SpareRendererForSitePerProcess,SpareRenderer'],
   })
+}
+
+/** A system, a browser and the pages of the tests in it. All end with the test, also where one of them does not start. */
+export async function begin(of: TestContext): Promise<{ engine: Engine; browser: Browser; site: Site }> {
+  const app = await bundle()
+  let end = async () => {}
+  of.after(() => end())
+  const engine = await Engine.start()
+  end = () => engine.stop()
+  const browser = await launch()
+  end = () => browser.close().finally(() => engine.stop())
+  const site = await Site.open(browser, engine.url, app)
+  end = () => site.close().finally(() => browser.close()).finally(() => engine.stop())
+  return { engine, browser, site }
 }
 
 /** The scripts of a page by their paths: `/app.js`, and what it loads. */

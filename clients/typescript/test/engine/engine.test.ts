@@ -365,6 +365,38 @@ describe('with an engine', () => {
     await untilTitles(phone, 'first')
   })
 
+  for (const isDecided of [true, false]) {
+    const outcome = isDecided ? 'decided elsewhere is not open here' : 'not decided is open here'
+    test(`conflict of before a reset, with its answer behind that, ${outcome}`, async () => {
+      const phone = await signedIn()
+      const write = phone.tasks.create({ title: 'base' })
+      await applied(write.server)
+      proxy.fault = () => 'lose request'
+      proxy.cut()
+      const late = phone.tasks.edit(write.id, { title: 'late' })
+      await late.local
+      await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+      proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose answer' : 'lose request')
+      void phone.sync()
+      while ((await openConflicts()) !== '1') await phone.sync()
+      if (isDecided) await engine.resolveConflicts()
+      await engine.resync()
+      const reset = new Promise((resolve) => phone.on('reset', resolve))
+      proxy.fault = (method) => (method === 'POST' ? 'lose request' : 'pass')
+      void phone.sync()
+      await reset
+      await untilStatus(phone, ({ state }) => state === 'stream', 'the end of the snapshot')
+      assert.equal(phone.status.getSnapshot().outbox.waiting, 1)
+      proxy.fault = () => 'pass'
+      assert.equal((await late.server).status, 'conflict')
+      assert.deepEqual(await phone.sync(), { ok: true })
+      if (!isDecided) await untilStatus(phone, ({ outbox }) => outbox.conflicts === 1, 'an open conflict')
+      assert.deepEqual((await phone.outbox.list()).map(({ key }) => key), isDecided ? [] : [late.key])
+      assert.equal(await openConflicts(), isDecided ? '0' : '1')
+      await untilTitles(phone, 'first')
+    })
+  }
+
   test('conflict that was decided elsewhere holds nothing back', async () => {
     const phone = await signedIn()
     const write = phone.tasks.create({ title: 'base' })

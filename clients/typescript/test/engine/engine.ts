@@ -72,7 +72,12 @@ export class Engine {
       lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
     )
     const engine = new Engine(child, folder, ready.ready, env)
-    await engine.sql(tables)
+    try {
+      await engine.sql(tables)
+    } catch (error) {
+      await engine.stop()
+      throw error
+    }
     return engine
   }
 
@@ -106,9 +111,9 @@ export class Engine {
     return token as string
   }
 
-  /** Resolves the open conflicts of bob on another page of his. */
-  async resolveConflicts(): Promise<void> {
-    const token = await this.token('bob')
+  /** Resolves the open conflicts of bob, or of the user with this token, on another page of theirs. */
+  async resolveConflicts(user?: string): Promise<void> {
+    const token = user ?? (await this.token('bob'))
     const { conflicts } = await this.#call('GET', '/api/conflicts', token)
     for (const { id } of conflicts as { id: string }[])
       await this.#call('POST', `/api/conflicts/${id}/resolve`, token, { resolution: 'server' })

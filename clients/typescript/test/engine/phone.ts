@@ -261,6 +261,6 @@ function itemsOf({ body }: RequestInit): unknown[] {
   return typeof body === 'string' ? ((JSON.parse(body) as { items?: unknown[] }).items ?? []) : []
 }
 
-export function textOf(row: Row | undefined): string | null {
+export function textOf(row: Partial<Row> | undefined): string | null {
   return row?.title ?? row?.content ?? null
 }

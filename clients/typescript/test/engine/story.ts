@@ -40,6 +40,8 @@ export type Op =
   | { readonly do: 'late'; readonly phone: number }
   /** The user decides a conflict or a refusal, or withdraws a change. */
   | { readonly do: 'decide'; readonly phone: number; readonly entry: number; readonly keepsMine: boolean }
+  /** A user decides all conflicts on another page. */
+  | { readonly do: 'decide elsewhere'; readonly user: number }
   | { readonly do: 'reload' | 'crash' | 'offline' | 'online' | 'save' | 'go back' | 'revoke'; readonly phone: number }
   | { readonly do: 'insert'; readonly table: TableName; readonly from: number; readonly count: number }
   | { readonly do: 'change'; readonly table: TableName; readonly row: number }
@@ -84,6 +86,7 @@ export const story: fc.Arbitrary<readonly Op[]> = fc.array(
     op(110, ['sync'], { phone: number, fates: fc.array(fate, { maxLength: 5 }) }),
     op(10, ['late'], { phone: number }),
     op(30, ['decide'], { phone: number, entry: number, keepsMine: fc.boolean() }),
+    op(15, ['decide elsewhere'], { user: number }),
     op(30, ['reload', 'crash', 'offline', 'online', 'save', 'go back'], { phone: number }),
     op(5, ['revoke'], { phone: number }),
     op(35, ['insert'], { table, from: number, count: fc.integer({ min: 1, max: 6 }) }),

@@ -396,6 +396,25 @@ describe('outbox', () => {
     return scene
   }
 
+  test('result of an item of before a snapshot is shown at once, in whichever page its row came', () => {
+    for (const place of [0, 1, 2]) {
+      const scene = Scene.stream()
+      scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      scene.lose()
+      scene.sync('timer')
+      for (const page of [0, 1, 2]) {
+        const changes = page === place ? [insert('t1', task('milk'))] : []
+        scene.batch({ cursor: `d${page}`, reset: page === 0, hasMore: page < 2, changes })
+      }
+      if (place === 2) scene.acknowledged()
+      scene.retry('up')
+      scene.answer({ version: 2 })
+      assert.deepEqual(scene.stored('tasks', 't1'), { id: 't1', ...task('mine', 2) }, `page ${place}`)
+      scene.write('edit', 'tasks', 't1', { title: 'next' })
+      assert.equal(scene.outbox()[0]?.baseVersion, 2)
+    }
+  })
+
   test('decided conflict is closed on the server once, whatever is lost', () => {
     const scene = Scene.stream()
     const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
@@ -494,6 +513,42 @@ describe('outbox', () => {
     scene.batch({ cursor: 'd3' })
     const open = [...scene.results.values()].filter(({ isOpen }) => isOpen).map(({ conflictId }) => conflictId)
     assert.deepEqual(open, ['c-2', 'c-3'])
+  })
+
+  test('repeated change from before a reset is open only if a batch has brought its conflict', () => {
+    const row = { id: 'c-1', table_name: 'tasks', row_id: 't1' }
+    const begin = { table: 'message_conflicts', op: 'insert', id: 'c-1', row }
+    const lost = { status: 'conflict', winner: 'theirs', version: 2, conflictId: 'c-1' } as const
+    for (const comes of ['in the snapshot', 'in a later page', 'in the stream', 'and goes', 'never'] as const) {
+      const scene = Scene.stream()
+      const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      const isOpen = () => [...scene.results.values()].flatMap((result) => (result.isOpen ? [result.item.key] : []))
+      scene.lose()
+      scene.sync('timer')
+      const others = [insert('t1', { title: 'theirs', version: 2 })]
+      const isEarly = comes === 'in the snapshot'
+      const isPaged = comes === 'in a later page'
+      scene.batch({ cursor: 'd1', reset: true, hasMore: isPaged, changes: [...others, ...(isEarly ? [begin] : [])] })
+      scene.retry('up')
+      if (isPaged) scene.lose()
+      else scene.acknowledged()
+      scene.answer(lost)
+      assert.deepEqual(isOpen(), isEarly ? [key] : [], comes)
+      // Until then it may be open: neither a crash nor the limit of what is kept takes it.
+      scene.crash()
+      const next = (cursor: string, ...changes: Change[]) => {
+        scene.sync()
+        if (scene.request.type !== 'fetch') scene.acknowledged()
+        scene.batch({ cursor, changes })
+      }
+      if (isPaged || comes === 'in the stream') next('d2', begin)
+      if (comes === 'and goes') next('d2', begin, { ...begin, op: 'delete', row: null })
+      assert.deepEqual(isOpen(), comes === 'and goes' || comes === 'never' ? [] : [key], comes)
+      if (comes !== 'never') continue
+      assert.equal(scene.results.get(key)?.isOpen, null)
+      scene.batch({ cursor: 'e1', reset: true })
+      assert.equal(scene.results.has(key), false)
+    }
   })
 
   test('notes of conflicts that were decided elsewhere are bounded, and taken with missing answers only', () => {

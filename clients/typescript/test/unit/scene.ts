@@ -16,6 +16,18 @@ import { transition } from '../../src/machine/transition.js'
 import type { Item, ItemOp } from '../../src/outbox/item.js'
 import { overlay } from '../../src/outbox/overlay.js'
 
+const APPLIED: ItemResult = {
+  seq: null,
+  status: 'applied',
+  code: null,
+  message: null,
+  version: null,
+  revision: null,
+  winner: null,
+  conflictId: null,
+  server: null,
+}
+
 /** A device without a network: the machine, and a storage in a map. A test answers its requests. */
 export class Scene {
   state: State = INITIAL
@@ -131,7 +143,7 @@ export class Scene {
     }
     const conflicts = new Map<string, StoredResult>()
     for (const result of this.results.values()) {
-      if (result.isOpen && result.conflictId) conflicts.set(result.conflictId, result)
+      if (result.isOpen !== false && result.conflictId) conflicts.set(result.conflictId, result)
     }
     for (const [name, row] of this.#read([...conflicts.keys()].map((id) => [CONFLICTS, id]))) stored.set(name, row)
     const { ticket, cursor } = request
@@ -141,23 +153,8 @@ export class Scene {
   answer(...results: Partial<ItemResult>[]): void {
     const request = this.request
     if (request.type !== 'upload') throw new Error(`${request.type} is in flight`)
-    this.do({
-      type: 'results',
-      ticket: request.ticket,
-      stored: this.#read(rowsInFlight(this.state)),
-      results: results.map((result) => ({
-        seq: null,
-        status: 'applied',
-        code: null,
-        message: null,
-        version: null,
-        revision: null,
-        winner: null,
-        conflictId: null,
-        server: null,
-        ...result,
-      })),
-    })
+    const all = results.map((result) => ({ ...APPLIED, ...result }))
+    this.do({ type: 'results', ticket: request.ticket, stored: this.#read(rowsInFlight(this.state, all)), results: all })
   }
 
   acknowledged(): void {
