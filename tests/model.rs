@@ -1854,7 +1854,7 @@ const FAULTS: [Fault; 8] = [
     Fault {
         name: "older base accepted",
         function: "upload_row",
-        from: "base < outcome.version AND NOT is_mergeable",
+        from: "(is_merge OR base < outcome.version) AND NOT is_mergeable",
         to: "false",
     },
     Fault {
