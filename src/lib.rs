@@ -18,7 +18,6 @@
 //! - [`config`]: every setting with its default, bounds and unit.
 //! - [`telemetry`]: logs, traces, counters and histograms (`src/telemetry/metrics/`, one file for each group), and the journal
 //!   of the console. Gauges of the current state are in `src/api/metrics.rs`, which may read every part.
-//! - [`threads`]: costly work at low priority.
 //! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client, signed requests to webhooks.
 //! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
 //!   window, quarantine, commands, Lua scripts. A new key or stream begins in `src/contract/keys.rs` and
@@ -84,7 +83,6 @@
 //! | `core` | nothing |
 //! | `config` | `core` |
 //! | `telemetry` | `core`, `config` |
-//! | `threads` | nothing |
 //! | `net` | nothing |
 //! | `contract` | nothing |
 //! | `redis` | `net`, `contract` |
@@ -96,13 +94,13 @@
 //! | `live` | `redis`, `contract`, `net` |
 //! | `feature` | `postgres`, `redis` |
 //! | `oidc` | `net` |
-//! | `accounts` | `oidc`, `feature`, `postgres`, `redis`, `contract`, `live`, `net`, `threads` |
+//! | `accounts` | `oidc`, `feature`, `postgres`, `redis`, `contract`, `live`, `net` |
 //! | `messages` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `state` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `sync` | `feature`, `accounts`, `messages`, `state`, `live`, `postgres`, `redis`, `contract`, `route`, `decode` |
 //! | `push` | `sync`, `live`, `redis`, `postgres`, `contract`, `net` |
 //! | `admin` | everything above |
-//! | `http` | `net`, `threads` |
+//! | `http` | `net` |
 //! | `api` | `http`, `admin`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
 //! | `engine` | everything above |
 //! | `dev` | everything above |
@@ -156,4 +154,3 @@ pub mod route;
 pub mod state;
 pub mod sync;
 pub mod telemetry;
-pub mod threads;

@@ -10,13 +10,11 @@ use std::time::Duration;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::accounts::common_password;
 use crate::config;
 use crate::feature::Error;
-use crate::telemetry;
-use crate::threads;
 
 /// Longest password in bytes.
 const BYTES_MAX: usize = 1024;
@@ -28,6 +26,7 @@ const CHARS_MIN: usize = 8;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The nice(2) value of a hash thread: under contention it gets about a tenth of a core.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
 /// Hashes and verifies passwords. Cloning shares the queue.
@@ -135,20 +134,33 @@ impl Turn {
         .await?
     }
 
-    /// Computes at low priority.
+    /// Computes on a new thread, whose cost is negligible beside a hash.
     async fn compute<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (params, permit) = (self.params.clone(), self.permit.clone());
-        let hashed = threads::run("password", NICENESS, move || {
-            let result = work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params));
-            // Held until here also when the caller has gone: the core was busy.
-            drop(permit);
-            result
-        });
-        let failed = |error| Error::Internal(format!("hashing a password failed: {}", telemetry::chain(&error)));
-        hashed.await.map_err(failed)
+        let (done, result) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("password".into())
+            .spawn(move || {
+                lower_priority();
+                let _ = done.send(work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params)));
+                // Held until here also when the caller has gone: the core was busy.
+                drop(permit);
+            })
+            .map_err(|error| Error::Internal(format!("cannot start a thread for a password hash: {error}")))?;
+        result
+            .await
+            .map_err(|_| Error::Internal("hashing a password failed: its thread panicked".into()))
+    }
+}
+
+/// Lowers the priority of this thread, where threads have their own: on Linux.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "thread priority not lowered");
     }
 }
 

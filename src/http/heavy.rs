@@ -1,7 +1,6 @@
 //! Processor time for long request bodies, which any client may send: few are inflated or parsed at once, others wait.
 //!
-//! Each costs a core for a while, at low priority. If all ran at once, they would leave the requests of others a small share
-//! of the machine.
+//! Each costs a core for a while. If all ran at once, they would leave the requests of others a small share of the machine.
 //! Clients (by address) take turns, however many bodies one of them sends. A body that waits holds its bytes, so that
 //! [`super::memory`] bounds how many wait, and the time limit of requests how long.
 
@@ -14,8 +13,6 @@ use tokio::sync::oneshot;
 
 use super::error::Error;
 use crate::config::client_network;
-use crate::telemetry;
-use crate::threads;
 
 /// All cores but one, at least one.
 static LINE: LazyLock<Line> = LazyLock::new(|| {
@@ -28,19 +25,16 @@ pub(super) async fn turn(client: IpAddr) -> Result<Turn, Error> {
     LINE.turn(client_network(client)).await
 }
 
-/// The nice(2) value of the threads: under contention one gets about a third of a core.
-const NICENESS: i32 = 5;
-
-/// Runs CPU-bound work outside the async runtime, at low priority.
+/// Runs CPU-bound work outside the async runtime.
 pub(super) async fn run<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    let done = threads::run("body", NICENESS, move || {
+    let done = tokio::task::spawn_blocking(move || {
         let result = work();
         // Held until here also when the client has gone: the core was busy.
         drop(turn);
         result
     });
-    let failed = |error| Error::internal(format!("reading a long body failed: {}", telemetry::chain(&error)));
-    done.await.map_err(failed)
+    let done = done.await;
+    done.map_err(|error| Error::internal(format!("reading a long body failed: {error}")))
 }
 
 /// Who waits for a turn. Cloning shares it.
