@@ -146,16 +146,13 @@ async function openSocket(
       hasBegun = true
       receive(name, text(frame['id']), isObject(frame['data']) ? (frame['data'] as JsonObject) : {})
     }
-    const end = (code: number) => {
+    socket.onclose = ({ code }) => {
       cancelPing()
       if (code === ENDED) resolve(ended('the connection of this device has ended: enroll it again'))
       // The id may be invalid by now, and a page does not see the status.
       else if (!hasBegun && lastEventId !== null) resolve(invalidId())
       else resolve(lost(`the connection was closed with ${code}`))
     }
-    socket.onclose = ({ code }) => end(code)
-    // Node's fires no `close` after a refused handshake.
-    socket.onerror = () => end(1006)
   })
 }
 
