@@ -25,7 +25,7 @@ DECLARE
     grows bigint := 0;
     has_deleted boolean := false;
 BEGIN
-    -- A user's writes take turns, and whoever ends the user waits for this one or goes before it.
+    -- A user's writes take turns, and a transaction that ends the user waits for this one or goes before it.
     SELECT u.state_floor INTO floor_version FROM {schema}.users u
         WHERE u.id = author AND u.deleted_at IS NULL AND u.disabled_at IS NULL
         FOR NO KEY UPDATE;
@@ -50,7 +50,7 @@ BEGIN
         -- The lock is against others than this function: psql, say.
         SELECT s.* INTO known FROM {schema}.encrypted_states s WHERE s.user_id = author AND s.key = keys[n] FOR UPDATE;
         is_there := known.id IS NOT NULL AND known.deleted_at IS NULL;
-        -- Made upon the version before the current one, to the same effect, by the same device.
+        -- Based on the version before the current one, to the same effect, by the same device.
         is_repeat := known.id IS NOT NULL AND deletes = (known.deleted_at IS NOT NULL)
             AND known.device_id IS NOT DISTINCT FROM device
             AND (deletes OR (known.state, known.nonce) = (states[n], nonces[n]))
@@ -105,7 +105,7 @@ BEGIN
                 WHERE bases[n] IS DISTINCT FROM '{0}' OR s.deleted_at IS NOT NULL
             RETURNING s.* INTO known;
             IF NOT FOUND THEN
-                RAISE EXCEPTION 'the key was made by somebody else just now' USING ERRCODE = 'serialization_failure';
+                RAISE EXCEPTION 'another client has created the key just now' USING ERRCODE = 'serialization_failure';
             END IF;
         END IF;
         outcome := outcomes[n];

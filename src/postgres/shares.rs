@@ -256,7 +256,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever tenants take, return and give up: none is lost, none is taken twice, and no tenant waits that may take one.
+        /// Whatever tenants take, return and give up: no connection is lost or taken twice, and no tenant that may take one waits.
         #[test]
         fn connections_are_neither_lost_nor_doubled(
             connections in 1..9_usize,
