@@ -296,8 +296,8 @@ async fn conflict_of_an_own_table_is_kept_and_listed() {
     office.close().await;
 }
 
-#[tokio::test]
-async fn edits_of_different_columns_merge_where_the_rule_says_so() {
+/// An office whose tasks merge by column, a phone, and a task "one" of that phone which has been done since.
+async fn merging_office() -> (Office, Api, Uuid) {
     let office = Office::with(|config| {
         configure(config);
         config.routes[0].upload.as_mut().unwrap().merge = Some(posduif::config::rule::Merge::Columns);
@@ -310,6 +310,12 @@ async fn edits_of_different_columns_merge_where_the_rule_says_so() {
     office
         .sql("UPDATE tenant_acme.tasks SET done = true, version = version + 1")
         .await;
+    (office, phone, id)
+}
+
+#[tokio::test]
+async fn edits_of_different_columns_merge_where_the_rule_says_so() {
+    let (office, phone, id) = merging_office().await;
     let mut mine = based(task("edit", id, "mine"), "base_version", 1);
     mine["base_row"] = json!({"title": "one"});
     let mut late = based(task("edit", id, "late"), "base_version", 1);
@@ -332,18 +338,7 @@ async fn edits_of_different_columns_merge_where_the_rule_says_so() {
 
 #[tokio::test]
 async fn merged_edit_is_no_base_for_a_column_that_was_not_seen() {
-    let office = Office::with(|config| {
-        configure(config);
-        config.routes[0].upload.as_mut().unwrap().merge = Some(posduif::config::rule::Merge::Columns);
-    })
-    .await;
-    office.sql(TASKS).await;
-    let phone = office.phone("phone").await;
-    let id = Uuid::new_v4();
-    results(&phone, &numbered(1, &[task("create", id, "one")])).await;
-    office
-        .sql("UPDATE tenant_acme.tasks SET done = true, version = version + 1")
-        .await;
+    let (office, phone, id) = merging_office().await;
     let seen = |mut item: Value, row: Value| {
         item["base_row"] = row;
         item
