@@ -500,7 +500,7 @@ class Phone:
         """The outbox, one row of the table for each status. Returns false for `retry` and unknown ones."""
         status, lost = result.get("status"), False
         if status == "applied":
-            self.store_effect(item, gone, result)
+            self.store_effect(item, gone or result.get("overtaken") is True, result)
         elif status == "conflict":
             lost = result.get("winner") != "mine"
             self.store_conflict(item, result, lost)

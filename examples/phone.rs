@@ -562,8 +562,9 @@ impl Phone {
             match (result.status.as_str(), &result.server) {
                 // Stored at once, so that the user does not see the former row, and change that, until the stream delivers
                 // the change.
-                ("applied", _) => item.store_effect(&transaction, result, &user_id)?,
-                ("duplicate", _) => {}
+                ("applied", _) if !result.overtaken => item.store_effect(&transaction, result, &user_id)?,
+                // Batches have brought, or bring, what others made of the row.
+                ("applied" | "duplicate", _) => {}
                 // Another client changed it, too. The server decides which version applies, and keeps both.
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
@@ -1308,6 +1309,9 @@ struct ItemResult {
     winner: Option<String>,
     /// Of a conflict: the server's current row; null if it was deleted.
     server: Option<Value>,
+    /// Of an item that comes again: the row is not any more as the item left it.
+    #[serde(default)]
+    overtaken: bool,
 }
 
 /// Parses a body. A failure is temporary: an intermediary, such as a captive portal, may have answered.

@@ -666,8 +666,11 @@ impl Unreliable {
                 continue;
             }
             let mut outline = result.clone();
-            // It shows the row as it is now.
-            outline.as_object_mut().unwrap().remove("server");
+            // They are about the row as it is now.
+            let now = ["server", "overtaken"].map(|name| outline.as_object_mut().unwrap().remove(name));
+            if now[1].is_some() && !results.contains_key(&item.to_string()) {
+                violations.push(format!("{item} came for the first time, and was answered {result}"));
+            }
             let first = results.entry(item.to_string()).or_insert_with(|| outline.clone());
             if *first != outline {
                 violations.push(format!("{item} was answered {first}, and then {outline}"));

@@ -160,6 +160,57 @@ async fn repeated_upload_returns_its_first_results() {
 }
 
 #[tokio::test]
+async fn repeated_result_says_whether_its_row_is_as_the_item_left_it() {
+    let office = office(ConflictStrategy::Manual).await;
+    let phone = office.phone("one").await;
+    let [kept, gone, todo, away] = [(); 4].map(|()| Uuid::new_v4());
+    let items = numbered(
+        1,
+        &[
+            message(&office, kept, "kept"),
+            message(&office, gone, "gone"),
+            task("create", todo, "one"),
+            based(task("edit", todo, "two"), "base_seq", 3),
+            task("create", away, "away"),
+            based(json!({"table": "tasks", "op": "delete", "id": away}), "base_seq", 5),
+        ],
+    );
+    let overtaken = |results: &[Value]| -> Vec<bool> {
+        let results = results.iter();
+        results.map(|result| result["overtaken"] == json!(true)).collect()
+    };
+    let first = results(&phone, &items).await;
+    assert_eq!(statuses(&first), ["applied"; 6]);
+    assert_eq!(overtaken(&first), [false; 6]);
+    assert_eq!(results(&phone, &items).await, first, "all of it is as it was left");
+
+    office
+        .sql(&format!("DELETE FROM tenant_acme.messages WHERE id = '{gone}'"))
+        .await;
+    office
+        .sql("UPDATE tenant_acme.tasks SET title = 'three', version = 3")
+        .await;
+    let again = results(&phone, &items).await;
+    assert_eq!(overtaken(&again), [false, true, false, false, false, false]);
+
+    // Another user's, and made again.
+    let bob = office.bob_id;
+    office
+        .sql(&format!("UPDATE tenant_acme.tasks SET owner_id = '{bob}'"))
+        .await;
+    let joe = office.joe_id;
+    let made = format!("INSERT INTO tenant_acme.tasks (id, owner_id, title) VALUES ('{away}', '{joe}', 'again')");
+    office.sql(&made).await;
+    let again = results(&phone, &items).await;
+    assert_eq!(overtaken(&again), [false, true, true, true, true, true]);
+    assert_eq!(
+        again.iter().map(|result| &result["version"]).collect::<Vec<_>>(),
+        first.iter().map(|result| &result["version"]).collect::<Vec<_>>()
+    );
+    office.close().await;
+}
+
+#[tokio::test]
 async fn deleted_message_stays_deleted_after_a_conflict() {
     let office = office(ConflictStrategy::LastWriteWins).await;
     let (one, two) = (office.phone("one").await, office.phone("two").await);

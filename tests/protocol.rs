@@ -853,6 +853,28 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn overtaken_result_leaves_the_row_to_the_batches() {
+        let mut scene = Scene::stream().await;
+        let id = scene.write("mine");
+        scene.save();
+        scene.sync().await.unwrap();
+        let delete = format!("DELETE FROM tenant_acme.messages WHERE id = '{id}'");
+        scene.office.sql(&delete).await;
+        scene.office.world.published().await;
+        // The copy knows of no attempt, and a snapshot has nothing of the message.
+        scene.restore();
+        resync(&scene.office).await;
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.check(State::Stream, &["message 1", "mine"]);
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(scene.waiting(), Vec::<String>::new());
+        scene.check(State::Stream, &["message 1"]);
+        scene.finish(&["message 1"]).await;
+    }
+
+    #[tokio::test]
     async fn first_result_of_a_repeated_item_replaces_an_older_row() {
         let mut scene = Scene::stream().await;
         let id = scene.shared_message().await;

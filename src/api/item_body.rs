@@ -39,6 +39,9 @@ pub(crate) struct ItemBody {
     /// Of a conflict always, null if the row was deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<Value>,
+    /// The item was applied by an earlier upload, and the row is not any more as it left it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overtaken: Option<bool>,
 }
 
 impl From<ItemResult> for ItemBody {
@@ -59,6 +62,7 @@ impl From<ItemResult> for ItemBody {
             version: result.version,
             revision: result.revision,
             server: result.server.or(is_conflict.then_some(Value::Null)),
+            overtaken: result.is_overtaken.then_some(true),
         }
     }
 }
@@ -113,6 +117,7 @@ impl ItemBody {
             version: None,
             revision: None,
             server: None,
+            overtaken: None,
         }
     }
 

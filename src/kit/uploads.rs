@@ -79,8 +79,8 @@ impl Uploads {
         for item in items {
             let seq = item["seq"].as_u64().unwrap_or(0);
             let stored = self.devices.get(device).and_then(|device| device.results.get(&seq));
-            if let Some((_, result)) = stored {
-                results.push(current(history, user, result.clone()));
+            if let Some((item, result)) = stored {
+                results.push(current(history, user, item, result.clone()));
                 continue;
             }
             let mut result = self.apply_item(history, device, user, item);
@@ -255,13 +255,21 @@ fn rejected(code: &str, message: &str) -> Value {
     json!({"status": "rejected", "code": code, "message": message})
 }
 
-/// A stored result as a repeat gets it: `server` is the row as it is now.
-fn current(history: &History, user: &str, mut result: Value) -> Value {
+/// A stored result as a repeat gets it: `server` is the row as it is now, and `overtaken` says that the row is not any more as
+/// the item left it.
+fn current(history: &History, user: &str, item: &Value, mut result: Value) -> Value {
+    let text = |name: &str| result[name].as_str().unwrap_or_default().to_owned();
+    let row = history
+        .row(&(text("table"), text("id")))
+        .filter(|row| history.sees(user, row));
+    if result["status"] == "applied" {
+        let left = result["version"].as_u64().unwrap_or(0);
+        let is_deleted = item["op"] == "delete";
+        if row.map_or(!is_deleted, |row| is_deleted || row.number("version") < left) {
+            result["overtaken"] = true.into();
+        }
+    }
     if result.get("server").is_some() {
-        let text = |name: &str| result[name].as_str().unwrap_or_default().to_owned();
-        let row = history
-            .row(&(text("table"), text("id")))
-            .filter(|row| history.sees(user, row));
         result["server"] = row.map_or(Value::Null, |row| Value::Object(row.columns.clone()));
     }
     result

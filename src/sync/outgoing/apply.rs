@@ -198,6 +198,8 @@ fn result(item: &Value, is_row: bool, items: Items<'_>, row: &Row) -> Result<Ite
         version: row.try_get("version")?,
         revision: row.try_get("revision")?,
         server: row.try_get("server")?,
+        is_repeated: row.try_get("repeated")?,
+        is_overtaken: false,
     })
 }
 

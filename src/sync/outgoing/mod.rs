@@ -16,11 +16,11 @@
 //! [`crate::messages::conflicts`]). A row of an own table always stays.
 
 mod apply;
+mod current;
 mod form;
 mod messages;
 mod rows;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,6 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use super::report::Reports;
-use super::tables::{self, Routing};
 use crate::accounts::devices::DevicePrincipal;
 use crate::config::Config;
 #[cfg(doc)]
@@ -188,6 +187,10 @@ pub struct ItemResult {
     pub revision: Option<i64>,
     /// The current row, for a conflict; `None` if it was deleted.
     pub server: Option<Value>,
+    /// It is the stored result of an earlier upload.
+    pub is_repeated: bool,
+    /// Of such a result: the row is not any more as the item left it.
+    pub is_overtaken: bool,
 }
 
 impl ItemResult {
@@ -277,7 +280,8 @@ impl Outgoing {
         self.record(device, &uploaded.results, pending, started.elapsed());
         self.invalidate_caches(device, &uploaded.results);
         self.reports.uploaded(device, pending).await;
-        self.add_conflicting_rows(device, &mut uploaded.results).await;
+        current::mark_overtaken(&self.database, device, items, &mut uploaded.results, &self.config).await?;
+        current::add_conflicting_rows(&self.database, device, &mut uploaded.results, &self.config).await;
         Ok(uploaded)
     }
 
@@ -330,40 +334,5 @@ impl Outgoing {
         let messages = results.iter().filter(|result| result.is_message());
         let ids = messages.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
         self.messages.uploaded(&device.tenant, device.user_id, ids);
-    }
-
-    /// Adds the current rows to the conflicts of own tables, as far as the user sees them. Without Postgres they are left out: the rows come with the
-    /// next incoming batch too.
-    async fn add_conflicting_rows(&self, device: &DevicePrincipal, results: &mut [ItemResult]) {
-        let mut conflicts: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
-        for result in results {
-            if let (Outcome::Conflict, Some(table)) = (result.status, &result.table)
-                && !result.is_message()
-            {
-                conflicts.entry(table.clone()).or_default().push(result);
-            }
-        }
-        for (table, mut results) in conflicts {
-            let ids: Vec<String> = results.iter().filter_map(|result| result.id.clone()).collect();
-            let tenant = &device.tenant;
-            let routing = Routing::configured(&self.config);
-            let rows = match tables::by_id(&self.database, tenant, device.user_id, routing, &table, &ids).await {
-                Ok(rows) => rows,
-                Err(error) => {
-                    tracing::warn!(
-                        tenant = device.tenant.name,
-                        table,
-                        cause = crate::telemetry::chain(&error),
-                        "cannot read the rows of conflicts; results are sent without them"
-                    );
-                    return;
-                }
-            };
-            for row in rows {
-                for result in results.iter_mut().filter(|result| result.id.as_ref() == Some(&row.id)) {
-                    result.server = serde_json::from_slice(row.json.as_bytes()).ok();
-                }
-            }
-        }
     }
 }

@@ -44,6 +44,7 @@ export function readResults(body: unknown): ItemResult[] | null {
       winner: winner === 'mine' || winner === 'theirs' ? winner : null,
       conflictId: text(result['conflict_id']),
       server: isObject(server) ? (server as JsonObject) : null,
+      overtaken: result['overtaken'] === true,
     }
   })
 }

@@ -37,6 +37,8 @@ export type ItemResult = {
   readonly winner: 'mine' | 'theirs' | null
   readonly conflictId: string | null
   readonly server: JsonObject | null
+  /** Of an item that comes again: its row is not any more as the item left it. */
+  readonly overtaken: boolean
 }
 
 /** Stored rows by their name, as of the transaction in which the event is handled. */

@@ -75,6 +75,7 @@ export function refuse(draft: Draft, item: Item, code: string, message: string):
     winner: null,
     conflictId: null,
     server: null,
+    overtaken: false,
   }
   keepResult(draft, item, result, false)
 }
@@ -112,11 +113,12 @@ function isConflictOpen(draft: Draft, { sent }: Item, id: string): boolean | nul
 /**
  * Stores the row after the change, with what its result adds. If the item was sent before, batches may have brought the
  * change since, and others after it: a row that is not older stays, and a deleted one stays deleted. Of an item that was
- * sent before a snapshot, the result may be older than that: only the snapshot decides whether the row is still there.
+ * sent before a snapshot, the result may be older than that: only the snapshot decides whether the row is still there. The
+ * same when the server says that the row is not any more as the item left it.
  */
 function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   const before = draft.stored(item.table, item.id)
-  if (item.sent === 'overtaken') return
+  if (item.sent === 'overtaken' || result.overtaken) return
   const { version, revision } = result
   const own = numberOf(item.table, result)
   if (before && !isOlder(item.table, before, result)) {

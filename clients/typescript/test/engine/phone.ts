@@ -246,8 +246,8 @@ export class Phone {
       for (const [place, item] of itemsOf(init).entries()) {
         const result = body.results?.[place]
         if (!result || result['status'] === 'retry') continue
-        // It has the row as of now.
-        const outline = JSON.stringify({ ...result, server: null })
+        // They are about the row as of now.
+        const outline = JSON.stringify({ ...result, server: null, overtaken: null })
         const first = this.#results.get(JSON.stringify(item)) ?? outline
         this.#results.set(JSON.stringify(item), first)
         if (first !== outline) this.violations.push(`${JSON.stringify(item)} was answered ${first}, and then ${outline}`)

@@ -390,6 +390,18 @@ state('outbox', {
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'newer')
     assert.equal(scene.stored('tasks', 't2'), null)
   },
+  overtaken_result_leaves_the_row_to_the_batches() {
+    const scene = Scene.stream()
+    scene.write('create', 'tasks', 'w', { title: 'mine' })
+    scene.write('edit', 'tasks', 't1', { title: 'soy' })
+    scene.lose()
+    scene.retry('up')
+    const before = scene.stored('tasks', 't1')
+    scene.answer({ version: 1, overtaken: true }, { version: 2, overtaken: true })
+    assert.deepEqual(scene.outbox(), [])
+    assert.equal(scene.stored('tasks', 'w'), null)
+    assert.deepEqual(scene.stored('tasks', 't1'), before)
+  },
   batches_behind_a_stored_result_leave_its_row() {
     const scene = Scene.stream()
     scene.write('edit', 'tasks', 't1', { title: 'mine' })

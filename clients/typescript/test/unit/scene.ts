@@ -26,6 +26,7 @@ const APPLIED: ItemResult = {
   winner: null,
   conflictId: null,
   server: null,
+  overtaken: false,
 }
 
 /** A device without a network: the machine, and a storage in a map. A test answers its requests. */

@@ -242,6 +242,7 @@ function answer(part: Partial<ItemResult>): ItemResult {
     winner: null,
     conflictId: null,
     server: null,
+    overtaken: false,
     ...part,
   }
 }

@@ -112,6 +112,7 @@ describe('tabs of one storage', () => {
       winner: null,
       conflictId: null,
       server: null,
+      overtaken: false,
     }
     assert.equal(await storeResults(leader, leader.state.ticket, [result]), null)
     const [entries = []] = await store.read([{ space: 'outbox' }])
@@ -149,6 +150,7 @@ describe('tabs of one storage', () => {
         winner: null,
         conflictId: null,
         server: null,
+        overtaken: false,
       },
     ])
     // It is notified of another row first; what has left its outbox comes with it.

@@ -1,0 +1,208 @@
+//! The rows of results as they are now: of conflicts, and of results that come again.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::{ItemResult, Items, Outcome};
+use crate::accounts::devices::DevicePrincipal;
+use crate::config::Config;
+use crate::feature;
+use crate::postgres::Database;
+use crate::sync::tables::{self, Routing};
+
+/// Marks stored results of applied items whose row is not any more as the items left it. The batches of the device may have
+/// brought what others did since, so that it must not store the effect of the items. The device cannot always know: one that
+/// was restored from a copy, in which an item was not sent yet, takes it for new.
+///
+/// What happens to the row later does not matter here. The device knows then that it has sent the items.
+///
+/// # Errors
+/// When Postgres fails. The device sends the items again.
+pub(super) async fn mark_overtaken(
+    database: &Database,
+    device: &DevicePrincipal,
+    items: Items<'_>,
+    results: &mut [ItemResult],
+    config: &Config,
+) -> Result<(), feature::Error> {
+    let repeats = items.iter().map(|(item, _)| item).zip(results);
+    let repeats = repeats.filter(|(_, result)| result.is_repeated && result.status == Outcome::Applied);
+    let mut tables: HashMap<String, Vec<(&Value, &mut ItemResult)>> = HashMap::new();
+    for (item, result) in repeats {
+        if let Some(table) = result.table.clone() {
+            tables.entry(table).or_default().push((item, result));
+        }
+    }
+    for (table, mut repeats) in tables {
+        let rows = rows(
+            database,
+            device,
+            &table,
+            repeats.iter().map(|(_, result)| &**result),
+            config,
+        )
+        .await?;
+        let mut left: HashMap<String, Left> = HashMap::new();
+        for (item, result) in &repeats {
+            if let Some(id) = result.id.clone() {
+                left.entry(id).or_default().add(item, result);
+            }
+        }
+        for (_, result) in &mut repeats {
+            let as_left = result
+                .id
+                .as_ref()
+                .and_then(|id| Some(left.get(id)?.is_still(rows.get(id))));
+            result.is_overtaken = as_left != Some(true);
+        }
+    }
+    Ok(())
+}
+
+/// A row as the repeated items of an upload left it, all of one row together: the device stores their effects in turn.
+#[derive(Debug, Default)]
+struct Left {
+    is_deleted: bool,
+    /// Its `version`, for messages its `revision`, after the last item.
+    number: Option<(&'static str, i64)>,
+    columns: Map<String, Value>,
+}
+
+impl Left {
+    fn add(&mut self, item: &Value, result: &ItemResult) {
+        self.is_deleted = item["op"] == "delete";
+        self.number = match result.is_message() {
+            true => Some("revision").zip(result.revision),
+            false => Some("version").zip(result.version),
+        };
+        let columns = item.get("row").and_then(Value::as_object).into_iter().flatten();
+        self.columns
+            .extend(columns.map(|(name, value)| (name.clone(), value.clone())));
+    }
+
+    /// Whether a row may be this one, or a later state of it that says so by its number.
+    fn is_still(&self, row: Option<&Value>) -> bool {
+        let row = row.filter(|row| row.get("deleted_at").is_none_or(Value::is_null));
+        let Some(row) = row else {
+            return self.is_deleted;
+        };
+        let now = |name| row.get(name).and_then(Value::as_i64);
+        !self.is_deleted
+            && match self.number.and_then(|(name, left)| Some((now(name)?, left))) {
+                // A lower number is one of another row with the same id.
+                Some((now, left)) => now >= left,
+                None => self.columns.iter().all(|(name, value)| row.get(name) == Some(value)),
+            }
+    }
+}
+
+/// Adds the current rows to the conflicts of own tables, as far as the user sees them. Without Postgres they are left out: the rows
+/// come with the next incoming batch too.
+pub(super) async fn add_conflicting_rows(
+    database: &Database,
+    device: &DevicePrincipal,
+    results: &mut [ItemResult],
+    config: &Config,
+) {
+    let mut conflicts: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
+    for result in results {
+        if let (Outcome::Conflict, Some(table)) = (result.status, &result.table)
+            && !result.is_message()
+        {
+            conflicts.entry(table.clone()).or_default().push(result);
+        }
+    }
+    for (table, results) in conflicts {
+        let rows = match rows(database, device, &table, results.iter().map(|result| &**result), config).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::warn!(
+                    tenant = device.tenant.name,
+                    table,
+                    cause = crate::telemetry::chain(&error),
+                    "cannot read the rows of conflicts; results are sent without them"
+                );
+                return;
+            }
+        };
+        for result in results {
+            result.server = result.id.as_ref().and_then(|id| rows.get(id)).cloned();
+        }
+    }
+}
+
+/// The rows of results of one table that the user sees, by id.
+async fn rows(
+    database: &Database,
+    device: &DevicePrincipal,
+    table: &str,
+    results: impl Iterator<Item = &ItemResult>,
+    config: &Config,
+) -> Result<HashMap<String, Value>, feature::Error> {
+    let ids: Vec<String> = results.filter_map(|result| result.id.clone()).collect();
+    let routing = Routing::configured(config);
+    let rows = tables::by_id(database, &device.tenant, device.user_id, routing, table, &ids).await?;
+    let parsed = |row: tables::Row| Some((row.id, serde_json::from_slice(row.json.as_bytes()).ok()?));
+    Ok(rows.into_iter().filter_map(parsed).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn left(items: &[(Value, Option<i64>)]) -> Left {
+        let mut left = Left::default();
+        for (item, version) in items {
+            let result = ItemResult {
+                seq: None,
+                table: Some("tasks".into()),
+                id: Some("a".into()),
+                status: Outcome::Applied,
+                code: None,
+                message: None,
+                winner: None,
+                conflict_id: None,
+                version: *version,
+                revision: None,
+                server: None,
+                is_repeated: true,
+                is_overtaken: false,
+            };
+            left.add(item, &result);
+        }
+        left
+    }
+
+    #[test]
+    fn row_with_a_version_is_as_left_or_newer() {
+        let left = left(&[(json!({"op": "edit", "row": {"title": "mine"}}), Some(2))]);
+        assert!(left.is_still(Some(&json!({"title": "theirs", "version": 3}))));
+        assert!(!left.is_still(Some(&json!({"title": "mine", "version": 1}))));
+        assert!(!left.is_still(Some(
+            &json!({"title": "mine", "version": 3, "deleted_at": "2026-01-01"})
+        )));
+        assert!(!left.is_still(None));
+    }
+
+    #[test]
+    fn row_without_a_version_is_as_left_by_its_columns() {
+        let chain = [
+            (json!({"op": "create", "row": {"title": "one", "done": false}}), None),
+            (json!({"op": "edit", "row": {"title": "two"}}), None),
+        ];
+        let left = left(&chain);
+        assert!(left.is_still(Some(&json!({"title": "two", "done": false, "other": 1}))));
+        assert!(!left.is_still(Some(&json!({"title": "one", "done": false}))));
+        assert!(!left.is_still(Some(&json!({"title": "two"}))));
+    }
+
+    #[test]
+    fn deleted_row_is_as_left_while_it_is_away() {
+        let left = left(&[(json!({"op": "create"}), Some(1)), (json!({"op": "delete"}), None)]);
+        assert!(left.is_still(None));
+        assert!(!left.is_still(Some(&json!({"version": 1}))));
+    }
+}
