@@ -500,7 +500,11 @@ class Phone:
         """The outbox, one row of the table for each status. Returns false for `retry` and unknown ones."""
         status, lost = result.get("status"), False
         if status == "applied":
-            self.store_effect(item, gone or result.get("overtaken") is True, result)
+            gone = gone or result.get("overtaken") is True
+            if result.get("server") is not None and not gone:   # merged with changes of others
+                self.store_own(item, result["server"], number_of(item.table, result["server"]))
+            else:
+                self.store_effect(item, gone, result)
         elif status == "conflict":
             lost = result.get("winner") != "mine"
             self.store_conflict(item, result, lost)

@@ -560,11 +560,17 @@ impl Phone {
         for (item, result) in items.iter().zip(results) {
             let mut is_in_effect = true;
             match (result.status.as_str(), &result.server) {
+                ("duplicate", _) => {}
+                // Batches have brought, or bring, what others made of the row.
+                ("applied", _) if result.overtaken => {}
+                // Merged with changes of others, which the user sees from now on.
+                ("applied", Some(server)) => {
+                    settle(&transaction, item, number(&item.table, server))?;
+                    put_result(&transaction, &item.table, &item.id, server)?;
+                }
                 // Stored at once, so that the user does not see the former row, and change that, until the stream delivers
                 // the change.
-                ("applied", _) if !result.overtaken => item.store_effect(&transaction, result, &user_id)?,
-                // Batches have brought, or bring, what others made of the row.
-                ("applied" | "duplicate", _) => {}
+                ("applied", None) => item.store_effect(&transaction, result, &user_id)?,
                 // Another client changed it, too. The server decides which version applies, and keeps both.
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
@@ -1307,7 +1313,7 @@ struct ItemResult {
     revision: Option<i64>,
     /// Of a conflict: `mine` or `theirs`.
     winner: Option<String>,
-    /// Of a conflict: the server's current row; null if it was deleted.
+    /// Of a conflict or a merged edit: the server's current row; null if it was deleted.
     server: Option<Value>,
     /// Of an item that comes again: the row is not any more as the item left it.
     #[serde(default)]

@@ -1827,7 +1827,7 @@ const FAULTS: [Fault; 8] = [
     Fault {
         name: "guessed base",
         function: "upload_items",
-        from: "base := (basis ->> 'version')::bigint",
+        from: "base := coalesce(basis ->> 'base', basis ->> 'version')::bigint",
         to: "base := NULL; entry := entry || '{\"force\": true}'",
     },
     Fault {

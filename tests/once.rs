@@ -415,6 +415,24 @@ async fn merged_edit_is_no_base_for_a_column_that_was_not_seen() {
     office.close().await;
 }
 
+#[tokio::test]
+async fn merged_edit_brings_the_row_and_is_no_base_for_a_deletion_without_it() {
+    let (office, phone, id) = merging_office().await;
+    let mut title = based(task("edit", id, "mine"), "base_version", 1);
+    title["base_row"] = json!({"title": "one"});
+    let delete = json!({"table": "tasks", "op": "delete", "id": id});
+    let blind = numbered(2, &[title, based(delete.clone(), "base_seq", 2)]);
+    let mine = results(&phone, &blind).await;
+    assert_eq!(statuses(&mine), ["applied", "conflict"]);
+    let row = json!({"id": id, "owner_id": office.joe_id, "title": "mine", "done": true, "version": 3});
+    assert_eq!((&mine[0]["server"], &mine[0]["winner"]), (&row, &Value::Null));
+    assert_eq!(results(&phone, &blind).await, mine, "a repeat has the same results");
+    // The device has the row, and its user has seen what the others did.
+    let seen = numbered(4, &[based(delete, "base_version", 3)]);
+    assert_eq!(statuses(&results(&phone, &seen).await), ["applied"]);
+    office.close().await;
+}
+
 /// A device that was restored from a backup sends again what it has created, under other numbers.
 #[tokio::test]
 async fn creation_that_comes_again_is_no_base_for_an_edit_that_was_not_seen() {

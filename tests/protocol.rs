@@ -853,6 +853,33 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn merged_edit_stores_the_row_of_the_server() {
+        let mut scene = Scene::stream().await;
+        let cursor = scene.memory("cursor");
+        let say = |body: Value| {
+            Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body,
+            })
+        };
+        let row = |title: &str, done: bool, version: i64| json!({"id": "t", "title": title, "done": done, "version": version});
+        scene.line.play([say(json!({
+            "messages": [], "users": [], "cursor": cursor, "has_more": false, "reset": false,
+            "changes": [{"op": "insert", "table": "tasks", "id": "t", "row": row("one", false, 1)}],
+        }))]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.phone.edit_row("tasks", "t", json!({"title": "mine"})).unwrap();
+        let result = json!({"seq": 1, "status": "applied", "version": 3, "server": row("mine", true, 3)});
+        scene.line.play([say(json!({"results": [result]}))]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(scene.phone.rows("tasks").unwrap()["t"], row("mine", true, 3));
+        scene.phone.delete_row("tasks", "t").unwrap();
+        assert_eq!(scene.bases(), [(2, None, Some(3))]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
     async fn overtaken_result_leaves_the_row_to_the_batches() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");

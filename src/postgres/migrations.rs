@@ -167,7 +167,7 @@ const TENANT: &[Migration] = &[
         columns: [("devices", "token_renewed_at")]
     ),
     migration!(18, "tenant", "0018_unseen_versions"),
-    migration!(19, "tenant", "0019_repeated_results"),
+    migration!(19, "tenant", "0019_rows_of_results"),
 ];
 
 /// The schemas of a command.

@@ -177,10 +177,11 @@ fn refusal(row: &Row) -> Result<Error, feature::Error> {
 fn result(item: &Value, is_row: bool, items: Items<'_>, row: &Row) -> Result<ItemResult, feature::Error> {
     let (status, code) = outcome(row)?;
     let message: Option<String> = row.try_get("message")?;
-    let winner = match row.try_get::<_, Option<&str>>("winner")? {
-        Some("mine") => Some(Winner::Mine),
-        Some(_) => Some(Winner::Theirs),
-        None => None,
+    let (winner, is_merged) = match row.try_get::<_, Option<&str>>("winner")? {
+        Some("mine") => (Some(Winner::Mine), false),
+        Some("both") => (None, true),
+        Some(_) => (Some(Winner::Theirs), false),
+        None => (None, false),
     };
     Ok(ItemResult {
         seq: item.get("seq").and_then(Value::as_i64).filter(|_| items.is_numbered()),
@@ -199,6 +200,7 @@ fn result(item: &Value, is_row: bool, items: Items<'_>, row: &Row) -> Result<Ite
         revision: row.try_get("revision")?,
         server: row.try_get("server")?,
         is_repeated: row.try_get("repeated")?,
+        is_merged,
         is_overtaken: false,
     })
 }

@@ -1,4 +1,4 @@
-//! The rows of results as they are now: of conflicts, and of results that come again.
+//! The rows of results as they are now: of conflicts, of merged edits, and of results that come again.
 
 use std::collections::HashMap;
 
@@ -97,25 +97,29 @@ impl Left {
     }
 }
 
-/// Adds the current rows to the conflicts of own tables, as far as the user sees them. Without Postgres they are left out: the rows
-/// come with the next incoming batch too.
-pub(super) async fn add_conflicting_rows(
+/// Adds the current rows to the conflicts and merged edits of own tables, as far as the user sees them. Without Postgres those
+/// of conflicts are left out: the rows come with the next incoming batch too.
+///
+/// # Errors
+/// When Postgres fails, and an edit was merged: its version is no base for a user who does not see what others changed. The
+/// device sends the items again.
+pub(super) async fn add_rows(
     database: &Database,
     device: &DevicePrincipal,
     results: &mut [ItemResult],
     config: &Config,
-) {
-    let mut conflicts: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
+) -> Result<(), feature::Error> {
+    let mut tables: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
     for result in results {
-        if let (Outcome::Conflict, Some(table)) = (result.status, &result.table)
-            && !result.is_message()
-        {
-            conflicts.entry(table.clone()).or_default().push(result);
+        let is_wanted = result.status == Outcome::Conflict || result.is_merged;
+        if let Some(table) = result.table.clone().filter(|_| is_wanted && !result.is_message()) {
+            tables.entry(table).or_default().push(result);
         }
     }
-    for (table, results) in conflicts {
+    for (table, results) in tables {
         let rows = match rows(database, device, &table, results.iter().map(|result| &**result), config).await {
             Ok(rows) => rows,
+            Err(error) if results.iter().any(|result| result.is_merged) => return Err(error),
             Err(error) => {
                 tracing::warn!(
                     tenant = device.tenant.name,
@@ -123,13 +127,14 @@ pub(super) async fn add_conflicting_rows(
                     cause = crate::telemetry::chain(&error),
                     "cannot read the rows of conflicts; results are sent without them"
                 );
-                return;
+                continue;
             }
         };
         for result in results {
             result.server = result.id.as_ref().and_then(|id| rows.get(id)).cloned();
         }
     }
+    Ok(())
 }
 
 /// The rows of results of one table that the user sees, by id.
@@ -169,6 +174,7 @@ mod tests {
                 revision: None,
                 server: None,
                 is_repeated: true,
+                is_merged: false,
                 is_overtaken: false,
             };
             left.add(item, &result);

@@ -185,11 +185,13 @@ pub struct ItemResult {
     pub version: Option<i64>,
     /// Counts every change of the row, receipts included.
     pub revision: Option<i64>,
-    /// The current row, for a conflict; `None` if it was deleted.
+    /// The current row, for a conflict and a merged edit; `None` if it was deleted.
     pub server: Option<Value>,
     /// It is the stored result of an earlier upload.
     pub is_repeated: bool,
-    /// Of such a result: the row is not any more as the item left it.
+    /// It was merged with changes that the device had not seen.
+    pub is_merged: bool,
+    /// Of a repeated result: the row is not any more as the item left it.
     pub is_overtaken: bool,
 }
 
@@ -281,7 +283,7 @@ impl Outgoing {
         self.invalidate_caches(device, &uploaded.results);
         self.reports.uploaded(device, pending).await;
         current::mark_overtaken(&self.database, device, items, &mut uploaded.results, &self.config).await?;
-        current::add_conflicting_rows(&self.database, device, &mut uploaded.results, &self.config).await;
+        current::add_rows(&self.database, device, &mut uploaded.results, &self.config).await?;
         Ok(uploaded)
     }
 

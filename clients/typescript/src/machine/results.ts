@@ -29,20 +29,20 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
     // A result of another item is no result.
     if (!result || (result.seq !== null && result.seq !== item.seq)) break
     let isInEffect = true
-    if (result.status === 'applied') {
-      storeEffect(draft, item, result)
-    } else if (result.status === 'conflict') {
-      isInEffect = result.winner === 'mine'
-      const { server } = result
-      if (server) {
+    const { status, server } = result
+    const isApplied = status === 'applied'
+    if (isApplied || status === 'conflict') {
+      isInEffect = isApplied || result.winner === 'mine'
+      // Of a conflict, or of an edit that was merged with changes of others.
+      if (server && !result.overtaken) {
         const via = viaOf(draft, item.table, item.id)
         put(draft, item.table, item.id, server, numberOf(item.table, server), via)
-      }
+      } else if (isApplied) storeEffect(draft, item, result)
       // The deletion of a row of an own table comes in a batch.
       else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
-    } else if (result.status === 'rejected') {
+    } else if (status === 'rejected') {
       isInEffect = false
-    } else if (result.status !== 'duplicate') {
+    } else if (status !== 'duplicate') {
       // `retry`, and statuses of newer servers: this item and those behind it keep their numbers.
       break
     }

@@ -390,6 +390,14 @@ state('outbox', {
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'newer')
     assert.equal(scene.stored('tasks', 't2'), null)
   },
+  merged_edit_stores_the_row_of_the_server() {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'soy' })
+    scene.answer({ version: 3, server: { id: 't1', title: 'soy', done: true, version: 3 } })
+    assert.deepEqual(scene.seen('tasks', 't1'), { id: 't1', title: 'soy', done: true, version: 3 })
+    scene.write('delete', 'tasks', 't1', {})
+    assert.equal(scene.outbox()[0]?.baseVersion, 3)
+  },
   overtaken_result_leaves_the_row_to_the_batches() {
     const scene = Scene.stream()
     scene.write('create', 'tasks', 'w', { title: 'mine' })
