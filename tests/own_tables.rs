@@ -584,6 +584,7 @@ async fn documented_own_table_example_works_unchanged() {
 async fn types_for_clients_are_those_of_the_columns() {
     let office = Office::with(|config| {
         configure(config);
+        config.routes[1].upload.as_mut().unwrap().merge = Some(posduif::config::rule::Merge::Columns);
         config.routes.extend(
             serde_json::from_value::<Vec<_>>(json!([
                 {"table": "plans", "to": ["tenant"], "schema": "public", "tenant": {"column": "org"}, "columns": ["title"]},
@@ -634,7 +635,7 @@ export type PlansRow = {
 }
 
 export const tables = {
-  notes: table<NotesRow>(),
+  notes: table<NotesRow>({ merge: 'columns' }),
   plans: table<PlansRow>(),
 }
 "#

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tokio_postgres::types::Type;
 
-use crate::config::rule::Rule;
+use crate::config::rule::{Merge, Rule};
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::decode::value::Kind;
 use crate::postgres::{self, Database, sql};
@@ -14,6 +14,9 @@ use crate::postgres::{self, Database, sql};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableType {
     pub name: String,
+    /// How the server merges edits of its rows, which the client has to know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
     /// Empty if the tenant does not have the table.
     pub columns: Vec<ColumnType>,
 }
@@ -39,6 +42,10 @@ pub async fn client_types(
     let rules = rules
         .iter()
         .filter(|rule| rule.placement().share_of(&tenant.name).is_some());
+    let merges: BTreeMap<&str, Merge> = rules
+        .clone()
+        .filter_map(|rule| Some((rule.table.as_str(), rule.upload.as_ref()?.merge?)))
+        .collect();
     let rules: BTreeMap<&str, &Rule> = rules.map(|rule| (rule.table.as_str(), rule)).collect();
     let mut tables = Vec::with_capacity(rules.len());
     for (name, rule) in rules {
@@ -57,6 +64,7 @@ pub async fn client_types(
         });
         tables.push(TableType {
             name: name.to_owned(),
+            merge: merges.get(name).copied(),
             columns: columns
                 .filter(|column| column.as_ref().map_or(true, |column| rule.delivers(&column.name)))
                 .collect::<Result<_, postgres::Error>>()?,

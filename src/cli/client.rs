@@ -8,6 +8,7 @@ use super::output::{self, Render, Text, outln};
 use super::{Global, known_tenant};
 use crate::admin::client_types::{ColumnType, TableType, client_types};
 use crate::config::Config;
+use crate::config::rule::Merge;
 
 #[derive(Debug, Args)]
 pub(super) struct Client {
@@ -72,7 +73,7 @@ impl Render for Types {
             self.tenant
         );
         outln!(out, "import {{ table }} from '@posduif/client'");
-        for TableType { name, columns } in &self.tables {
+        for TableType { name, columns, .. } in &self.tables {
             out.blank();
             outln!(out, "export type {} = {{", row_type(name));
             for ColumnType {
@@ -88,8 +89,12 @@ impl Render for Types {
         }
         out.blank();
         outln!(out, "export const tables = {{");
-        for TableType { name, .. } in &self.tables {
-            outln!(out, "  {}: table<{}>(),", property(name), row_type(name));
+        for TableType { name, merge, .. } in &self.tables {
+            let options = match merge {
+                Some(Merge::Columns) => "{ merge: 'columns' }",
+                None => "",
+            };
+            outln!(out, "  {}: table<{}>({options}),", property(name), row_type(name));
         }
         outln!(out, "}}");
     }

@@ -14,7 +14,7 @@ export type NotesRow = {
 }
 
 export const tables = {
-  notes: table<NotesRow>(),
+  notes: table<NotesRow>({ merge: 'columns' }),
 }
 
 const client = createClient({ url: '', store: memory(), tables })
