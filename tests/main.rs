@@ -36,6 +36,7 @@ mod handoff;
 mod held_memberships;
 mod insight;
 mod kit;
+mod large_rows;
 mod live;
 mod model;
 mod monitoring;

@@ -23,7 +23,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     }
     let (caller, table) = (request.caller()?, request.param("table"));
     let (user, routing) = (caller.user_id(), Routing::configured(&app.config));
-    let found = tables::page(&app.database, caller.tenant(), user, routing, table, &page).await?;
+    let bytes_max = app.config.sync.batch_bytes_max;
+    let found = tables::page(&app.database, caller.tenant(), user, routing, table, &page, bytes_max).await?;
     let found = found.ok_or_else(|| Error::new(Code::NOT_FOUND, "table not found"))?;
     let rows: Result<Vec<Box<RawValue>>, Error> = found.rows.iter().map(body).collect();
     let rows = Rows {
@@ -43,14 +44,16 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let (user, routing) = (caller.user_id(), Routing::configured(&app.config));
     let ids = [request.param("id").to_owned()];
     let is_routed = routing.rules.iter().any(|rule| rule.table == table);
-    let rows = match is_routed {
-        true => tables::by_id(&app.database, caller.tenant(), user, routing, table, &ids).await?,
-        false => Vec::new(),
-    };
-    let row = rows
-        .first()
-        .ok_or_else(|| Error::new(Code::NOT_FOUND, "row not found"))?;
-    response::json(hyper::StatusCode::OK, &body(row)?)
+    let mut found = None;
+    if is_routed {
+        let each = |row| {
+            found = Some(row);
+            true
+        };
+        tables::by_id(&app.database, caller.tenant(), user, routing, table, &ids, each).await?;
+    }
+    let row = found.ok_or_else(|| Error::new(Code::NOT_FOUND, "row not found"))?;
+    response::json(hyper::StatusCode::OK, &body(&row)?)
 }
 
 fn body(row: &Row) -> Result<Box<RawValue>, Error> {

@@ -6,11 +6,13 @@
 
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
+use futures_util::TryStreamExt as _;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -97,6 +99,32 @@ impl Connection {
         let running = Running(Some(self));
         let result = self.client.query_typed(sql, params).await;
         running.ended();
+        result
+    }
+
+    /// Runs a statement and hands on its rows as they come, so that they are not all in memory, until `each` returns false. Returns
+    /// whether all have come. Otherwise the statement is cancelled, and the connection serves no other one.
+    pub(crate) async fn query_each(
+        &self,
+        sql: &str,
+        params: &[Param<'_>],
+        mut each: impl FnMut(Row) -> bool,
+    ) -> Result<bool, tokio_postgres::Error> {
+        let running = Running(Some(self));
+        let params = params.iter().map(|(value, ty)| (*value, ty.clone()));
+        let result = async {
+            let mut rows = pin!(self.client.query_typed_raw(sql, params).await?);
+            while let Some(row) = rows.try_next().await? {
+                if !each(row) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        let result = result.await;
+        if !matches!(result, Ok(false)) {
+            running.ended();
+        }
         result
     }
 

@@ -272,11 +272,24 @@ impl Database {
         Ok(rows.into_iter().next())
     }
 
-    async fn in_time(
+    /// Runs one statement whose rows may be large, and hands them on as they come. When `each` returns false, it is cancelled,
+    /// which costs its connection: a statement should not often have more rows than are wanted. Returns whether all have come.
+    pub async fn query_each(
         &self,
         statement: &Statement,
-        rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
-    ) -> Result<Vec<Row>, Error> {
+        params: &[Param<'_>],
+        each: impl FnMut(Row) -> bool,
+    ) -> Result<bool, Error> {
+        let client = self.checkout(statement.tenant()).await?;
+        self.in_time(statement, client.query_each(statement, params, each))
+            .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        statement: &Statement,
+        rows: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
         match tokio::time::timeout(self.statement_timeout, self.counted(statement, rows)).await {
             Ok(rows) => rows,
             Err(_) => {

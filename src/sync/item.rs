@@ -219,6 +219,21 @@ pub fn newest(versions: Vec<Version>) -> Vec<Item> {
     items
 }
 
+/// The rows whose newest version is partial, in the order of these versions.
+pub fn partial_rows(versions: &[Version]) -> Vec<(StreamId, (Text, Text))> {
+    let mut seen: HashSet<&(Text, Text)> = HashSet::new();
+    let mut found = Vec::new();
+    for version in versions.iter().rev() {
+        let is_partial = matches!(&version.item, Some(Item::Change(change)) if change.is_partial);
+        if let Some(row) = version.row.as_ref().filter(|row| seen.insert(row) && is_partial) {
+            found.push((version.place, row.clone()));
+        }
+        seen.extend(version.former.as_deref());
+    }
+    found.reverse();
+    found
+}
+
 /// Projects a row to these columns; `None` if one is missing.
 fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMut) -> Option<Text> {
     let mut values: [Option<&[u8]>; N] = [None; N];
@@ -301,6 +316,31 @@ mod tests {
             entry(4, Operation::Delete, "b", "1"),
         ]);
         assert_eq!(show(&items), ["a=2", "delete-b"]);
+    }
+
+    #[test]
+    fn partial_rows_are_those_whose_newest_version_is_partial() {
+        let whole = |id, op, row| Entry {
+            table: "tasks".to_owned().into(),
+            ..entry(id, op, row, "1")
+        };
+        let partial = |id, row| Entry {
+            unchanged: Some("[\"body\"]".to_owned().into()),
+            ..whole(id, Operation::Update, row)
+        };
+        let entries = vec![
+            partial(1, "a"),
+            partial(2, "b"),
+            whole(3, Operation::Update, "b"),
+            partial(4, "a"),
+            partial(5, "c"),
+            whole(6, Operation::Delete, "c"),
+            partial(7, "d"),
+        ];
+        let versions: Vec<Version> = versions(entries).collect();
+        let found = partial_rows(&versions).into_iter();
+        let found: Vec<(u64, String)> = found.map(|(place, (_, id))| (place.seq, id.to_string())).collect();
+        assert_eq!(found, [(4, "a".to_owned()), (7, "d".to_owned())]);
     }
 
     #[test]

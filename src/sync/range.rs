@@ -3,7 +3,6 @@
 use uuid::Uuid;
 
 use super::item::{self, Version};
-use crate::contract::entry::Entry;
 use crate::contract::group::GroupId;
 use crate::core::position::{StreamId, TermId};
 use crate::redis::read_position::ReadPosition;
@@ -11,7 +10,7 @@ use crate::redis::reading::Read;
 use crate::redis::store::{Error, Store};
 
 /// Entries of the first read, before their size is known.
-pub const FIRST_ENTRIES: usize = 256;
+pub const FIRST_ENTRIES: usize = 64;
 
 /// Expected bytes of one read: small enough for Redis and this process to work on one batch in turns, and for a reply to
 /// stay in a processor's cache.
@@ -45,6 +44,13 @@ pub struct Range {
 }
 
 impl Range {
+    /// Cuts it before a place that is not its first.
+    pub fn end_before(&mut self, place: StreamId) {
+        self.versions.retain(|version| version.place < place);
+        (self.has_more, self.joined) = (true, None);
+        end_at_transaction(&mut self.versions);
+    }
+
     /// The place of the last entry.
     pub fn end(&self) -> Option<StreamId> {
         self.versions.last().map(|version| version.place)
@@ -61,16 +67,26 @@ pub async fn gather(
     bounds: Bounds,
 ) -> Result<Option<Range>, Error> {
     let (mut versions, mut bytes, mut read) = (Vec::new(), 0, first);
+    // The place at which the batch has its bytes.
+    let mut full: Option<StreamId> = None;
     loop {
         let Read::Slice(slice) = read else {
             return Ok(None);
         };
         (place.position, place.term, place.is_incomplete) = (slice.end, slice.view.term, slice.is_incomplete);
-        bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
+        for entry in &slice.entries {
+            bytes += entry.bytes();
+            if bytes >= bounds.bytes_max {
+                full = full.or(Some(entry.id));
+            }
+        }
         let count = versions.len() + slice.entries.len();
         let room = bounds.limit.saturating_sub(count);
-        if !slice.has_more || room == 0 || bytes >= bounds.bytes_max {
+        if !slice.has_more || room == 0 || full.is_some() {
             versions.extend(item::versions(slice.entries));
+            if let Some(full) = full {
+                versions.retain(|version| version.place <= full);
+            }
             truncate(&mut versions, bounds.limit);
             let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
             let has_more = item::end_before_return(&mut versions) || slice.has_more || is_cut;
@@ -120,6 +136,7 @@ fn end_at_transaction(versions: &mut Vec<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::entry::Entry;
     use crate::core::operation::Operation;
 
     fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
@@ -141,6 +158,20 @@ mod tests {
         assert_eq!(cut.len(), 4);
         truncate(&mut cut, 1);
         assert_eq!(cut.len(), 1);
+    }
+
+    #[test]
+    fn range_that_is_cut_has_more_and_ends_at_a_transaction() {
+        let mut range = Range {
+            versions: versions(&[(1, 1), (2, 1), (2, 2), (2, 3)]),
+            has_more: false,
+            joined: None,
+            term: TermId::default(),
+            is_incomplete: false,
+            published: StreamId::ZERO,
+        };
+        range.end_before(StreamId { ms: 2, seq: 3 });
+        assert_eq!((range.versions.len(), range.has_more), (1, true));
     }
 
     #[test]

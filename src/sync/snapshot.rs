@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
 use super::members;
-use super::tables::{self, Routing, Selection};
+use super::tables::{self, Bounds, Routing, Selection};
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::checkpoint::View;
 use crate::contract::control::Command;
@@ -36,6 +36,9 @@ use crate::postgres::{Database, sql, tenants};
 use crate::redis::read_position::ReadPosition;
 use crate::redis::standing::{Handoff, MembershipHandoff, Missing};
 use crate::redis::store::{self, Store};
+
+/// Rows of the first query of a page, before their size is known.
+const FIRST_ROWS: usize = 100;
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -472,10 +475,18 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
     let mut bytes = 0;
     let mut next = Some(start);
     while let Some(mut start) = next {
-        let room = limit - page.items.len();
+        let read = page.items.len();
+        // As many as may fit by the size of those before, so that few are read for nothing.
+        let expected = match read {
+            0 => FIRST_ROWS,
+            _ => (bytes_max - bytes) / (bytes / read).max(1),
+        };
+        let bounds = Bounds {
+            rows_max: expected.min(limit - read).max(1),
+            bytes_max: bytes_max - bytes,
+        };
         let after = following(&start, &rules);
-        let rows = rows(scope, &rules, &start, room).await?;
-        let is_last = rows.len() < room;
+        let (rows, is_cut) = rows(scope, &rules, &start, bounds).await?;
         for row in rows {
             let id = group_of(&row.next).map_or(row.next.id.len(), |(_, id)| id.len());
             if id > ID_BYTES_MAX {
@@ -490,11 +501,11 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
                 return Ok(page);
             }
         }
-        if !is_last {
-            page.next = Some(start);
+        if page.items.len() >= limit {
+            page.next = if is_cut { Some(start) } else { after };
             return Ok(page);
         }
-        next = after;
+        next = if is_cut { Some(start) } else { after };
     }
     Ok(page)
 }
@@ -509,16 +520,16 @@ async fn rows(
     scope: Scope<'_>,
     rules: &[(u64, &Rule)],
     start: &PageStart,
-    limit: usize,
-) -> Result<Vec<SnapshotRow>, Error> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    bounds: Bounds,
+) -> Result<(Vec<SnapshotRow>, bool), Error> {
+    let limit = i64::try_from(bounds.rows_max).unwrap_or(i64::MAX);
     let statement = match start.phase {
         RECEIVED => sql!("sync/snapshot_received"),
         SENT => sql!("sync/snapshot_sent"),
         USERS => sql!("sync/snapshot_users"),
         _ => match rules.iter().find(|(digest, _)| *digest == start.rule) {
-            Some((_, rule)) => return table_rows(scope, rule, start, limit).await,
-            None => return Ok(Vec::new()),
+            Some((_, rule)) => return table_rows(scope, rule, start, bounds).await,
+            None => return Ok((Vec::new(), false)),
         },
     };
     let after = Uuid::parse_str(&start.id).unwrap_or(Uuid::nil());
@@ -554,7 +565,8 @@ async fn rows(
             },
         });
     }
-    Ok(found)
+    let is_cut = found.len() >= bounds.rows_max;
+    Ok((found, is_cut))
 }
 
 /// A user as other users see them.
@@ -579,14 +591,19 @@ impl<'a> UserView<'a> {
     }
 }
 
-async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64) -> Result<Vec<SnapshotRow>, Error> {
+async fn table_rows(
+    scope: Scope<'_>,
+    rule: &Rule,
+    start: &PageStart,
+    bounds: Bounds,
+) -> Result<(Vec<SnapshotRow>, bool), Error> {
     let of_group = group_of(start);
     let (group, after) = of_group
         .as_ref()
         .map_or((None, start.id.as_str()), |(group, row)| (Some(group), *row));
     let selection = Selection { rule, group };
     let (database, tenant, user) = (scope.database, scope.tenant, scope.user);
-    let rows = tables::visible(database, tenant, user, scope.routing, selection, after, limit).await?;
+    let part = tables::visible(database, tenant, user, scope.routing, selection, after, bounds).await?;
     let row = |row: tables::Row| SnapshotRow {
         item: Item::Change(Change {
             table: rule.table.clone().into(),
@@ -605,7 +622,7 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
             },
         },
     };
-    Ok(rows.into_iter().map(row).collect())
+    Ok((part.rows.into_iter().map(row).collect(), part.is_cut))
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Text, feature::Error> {

@@ -150,8 +150,8 @@ pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Resu
     Ok(forms)
 }
 
-/// A page of the rows that a user sees by a rule, in the order of their ids as text. A table that does not exist in the
-/// tenant, or lacks `id` or a column of the rule, has none.
+/// The next rows that a user sees by a rule, in the order of their ids as text. A table that does not exist in the tenant, or
+/// lacks `id` or a column of the rule, has none.
 pub async fn visible(
     database: &Database,
     tenant: &Tenant,
@@ -159,21 +159,22 @@ pub async fn visible(
     routing: Routing<'_>,
     selection: Selection<'_>,
     after: &str,
-    limit: i64,
-) -> Result<Vec<Row>, feature::Error> {
+    bounds: Bounds,
+) -> Result<Part, feature::Error> {
     let Selection { rule, group } = selection;
     let Some(table) = Table::with_id(database, tenant, rule.placement()).await? else {
-        return Ok(Vec::new());
+        return Ok(Part::default());
     };
     let view = View::of(database, tenant, user, routing, vec![rule]).await?;
     let mut parameters = Parameters::default();
-    let (after, limit) = (parameters.text(after), parameters.add(limit, Type::INT8));
+    let rows_max = i64::try_from(bounds.rows_max).unwrap_or(i64::MAX);
+    let (after, limit) = (parameters.text(after), parameters.add(rows_max, Type::INT8));
     let sees = match group {
         Some(group) => table.condition_of_group(rule, group, &view, &mut parameters),
         None => table.condition(rule, &view, &mut parameters),
     };
     let Some(sees) = sees else {
-        return Ok(Vec::new());
+        return Ok(Part::default());
     };
     let statement = format!(
         "{} WHERE {sees} AND t.id::text COLLATE \"C\" > {after} ORDER BY t.id::text COLLATE \"C\" LIMIT {limit}",
@@ -183,7 +184,40 @@ pub async fn visible(
         rules: routing.of(&rule.table),
         ..view
     };
-    table.read_rows(database, statement, &parameters, &view).await
+    let mut part = Part::default();
+    let is_whole = table
+        .read_rows(database, statement, &parameters, &view, |row| {
+            part.add(row, bounds.bytes_max)
+        })
+        .await?;
+    part.is_cut = !is_whole || part.rows.len() >= bounds.rows_max;
+    Ok(part)
+}
+
+/// How much is read at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub rows_max: usize,
+    /// Bytes of rows at which no further one is read.
+    pub bytes_max: usize,
+}
+
+/// Rows that were read within [`Bounds`].
+#[derive(Debug, Default)]
+pub struct Part {
+    pub rows: Vec<Row>,
+    /// There may be more.
+    pub is_cut: bool,
+    bytes: usize,
+}
+
+impl Part {
+    /// Keeps a row, and returns whether there is room for another one.
+    fn add(&mut self, row: Row, bytes_max: usize) -> bool {
+        self.bytes += row.json.as_bytes().len();
+        self.rows.push(row);
+        self.bytes < bytes_max
+    }
 }
 
 /// Rows that a user sees by a rule: all of them, or those of one group.
@@ -222,8 +256,8 @@ impl<'a> Routing<'a> {
     }
 }
 
-/// A page of the rows that a user sees by the rules of a table, in the order of their ids as text. `None` if no rule names the
-/// table, or the tenant does not have it.
+/// A page of the rows that a user sees by the rules of a table, in the order of their ids as text. It ends early at
+/// `bytes_max` bytes. `None` if no rule names the table, or the tenant does not have it.
 pub async fn page(
     database: &Database,
     tenant: &Tenant,
@@ -231,6 +265,7 @@ pub async fn page(
     routing: Routing<'_>,
     table: &str,
     page: &Page,
+    bytes_max: usize,
 ) -> Result<Option<Rows<Row>>, feature::Error> {
     let rules = routing.of(table);
     let Some(first) = rules.first() else {
@@ -262,11 +297,16 @@ pub async fn page(
             described.select(),
             sees.join(" OR ")
         );
-        found.rows = described.read_rows(database, statement, &parameters, &view).await?;
-        found.has_more = found.rows.len() as u64 > page.limit.unsigned_abs();
-        if found.has_more {
+        let mut part = Part::default();
+        let is_whole = described
+            .read_rows(database, statement, &parameters, &view, |row| part.add(row, bytes_max))
+            .await?;
+        found.rows = part.rows;
+        let is_beyond = found.rows.len() as u64 > page.limit.unsigned_abs();
+        if is_beyond {
             found.rows.pop();
         }
+        found.has_more = is_beyond || !is_whole;
         if is_upwards {
             found.rows.reverse();
         }
@@ -274,7 +314,8 @@ pub async fn page(
     Ok(Some(found))
 }
 
-/// Those of the rows with these ids that a user sees by the rules of the table, among them the built-in ones.
+/// Hands on those of the rows with these ids that a user sees by the rules of the table, among them the built-in ones, until
+/// `each` returns false. Returns whether all have come.
 pub async fn by_id(
     database: &Database,
     tenant: &Tenant,
@@ -282,13 +323,14 @@ pub async fn by_id(
     routing: Routing<'_>,
     table: &str,
     ids: &[String],
-) -> Result<Vec<Row>, feature::Error> {
+    each: impl FnMut(Row) -> bool,
+) -> Result<bool, feature::Error> {
     let own = routing.of(table);
     let placement = own
         .first()
         .map_or(Placement { table, outside: None }, |rule| rule.placement());
     let Some(described) = Table::with_id(database, tenant, placement).await? else {
-        return Ok(Vec::new());
+        return Ok(true);
     };
     let view = View::of(database, tenant, user, routing, own).await?;
     let mut parameters = Parameters::default();
@@ -301,14 +343,14 @@ pub async fn by_id(
     let sees = rules.filter_map(|rule| described.condition(rule, &view, &mut parameters));
     let sees: Vec<String> = sees.collect();
     if sees.is_empty() {
-        return Ok(Vec::new());
+        return Ok(true);
     }
     let statement = format!(
         "{} WHERE t.id::text = ANY({ids}) AND ({})",
         described.select(),
         sees.join(" OR ")
     );
-    described.read_rows(database, statement, &parameters, &view).await
+    described.read_rows(database, statement, &parameters, &view, each).await
 }
 
 /// The rules of a table for a user, with what they need to be applied.
@@ -517,49 +559,67 @@ impl Table {
         format!("SELECT t.id::text, {} FROM {} AS t", columns.join(", "), self.name)
     }
 
+    /// Hands on rows as they come, because they may be large, until `each` returns false. Returns whether all have come.
     async fn read_rows(
         &self,
         database: &Database,
         statement: String,
         parameters: &Parameters,
         view: &View<'_>,
-    ) -> Result<Vec<Row>, feature::Error> {
+        mut each: impl FnMut(Row) -> bool,
+    ) -> Result<bool, feature::Error> {
         let mut recipients = view.rules.iter().flat_map(|rule| &rule.to);
         let names_audiences = recipients.any(|to| to.group().is_some());
-        let rows = database
-            .query(
+        let mut failed = None;
+        let is_whole = database
+            .query_each(
                 &Statement::composed(statement).for_tenant(view.viewer.tenant),
                 &parameters.as_params(),
+                |row| match self.to_row(&row, view, names_audiences) {
+                    Ok(row) => each(row),
+                    Err(error) => {
+                        failed = Some(error);
+                        false
+                    }
+                },
             )
             .await?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let mut json = vec![b'{'];
-            for (index, column) in self.columns.iter().enumerate() {
-                if !view.rules.iter().all(|rule| rule.delivers(&column.name)) {
-                    continue;
-                }
-                if json.len() > 1 {
-                    json.push(b',');
-                }
-                value::write_string(&column.name, &mut json);
-                json.push(b':');
-                match row.try_get::<_, Option<&str>>(index + 1)? {
-                    Some(text) => value::write_text(column.kind, text, &mut json),
-                    None => json.extend_from_slice(b"null"),
-                }
-            }
-            json.push(b'}');
-            let value = |name: &str| {
-                let index = self.columns.iter().position(|column| column.name == name)?;
-                row.try_get::<_, Option<&str>>(index + 1).ok().flatten()
-            };
-            found.push(Row {
-                id: row.try_get(0)?,
-                json: Bytes::from(json).into(),
-                via: names_audiences.then(|| audiences(view, value)),
-            });
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(is_whole),
         }
-        Ok(found)
+    }
+
+    fn to_row(
+        &self,
+        row: &tokio_postgres::Row,
+        view: &View<'_>,
+        names_audiences: bool,
+    ) -> Result<Row, tokio_postgres::Error> {
+        let mut json = vec![b'{'];
+        for (index, column) in self.columns.iter().enumerate() {
+            if !view.rules.iter().all(|rule| rule.delivers(&column.name)) {
+                continue;
+            }
+            if json.len() > 1 {
+                json.push(b',');
+            }
+            value::write_string(&column.name, &mut json);
+            json.push(b':');
+            match row.try_get::<_, Option<&str>>(index + 1)? {
+                Some(text) => value::write_text(column.kind, text, &mut json),
+                None => json.extend_from_slice(b"null"),
+            }
+        }
+        json.push(b'}');
+        let value = |name: &str| {
+            let index = self.columns.iter().position(|column| column.name == name)?;
+            row.try_get::<_, Option<&str>>(index + 1).ok().flatten()
+        };
+        Ok(Row {
+            id: row.try_get(0)?,
+            json: Bytes::from(json).into(),
+            via: names_audiences.then(|| audiences(view, value)),
+        })
     }
 }

@@ -3,10 +3,10 @@
 //! [`Incoming::batch`] has four steps: resolve the cursor, flush the statuses of what it acknowledges, read the content
 //! that follows, record the delivery.
 
+mod completion;
 mod pending;
 mod trace;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,13 +17,13 @@ use uuid::Uuid;
 pub use self::pending::never_synced;
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner, PageStart};
 use super::device_state::{self, DeliveredBatch, DeviceState, SyncStatus, Update};
-use super::item::{self, Change, Item};
+use super::item::{self, Item};
 use super::prefetch::{self, Prefetch};
 use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use super::report::Reports;
 use super::snapshot::{self, Joined, Scope};
 use super::statuses::Statuses;
-use super::tables::{self, Routing};
+use super::tables::Routing;
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::TenantLoader;
 use crate::config::Provider;
@@ -462,9 +462,10 @@ impl Incoming {
         &self,
         device: &DevicePrincipal,
         start: ReadPosition,
-        range: Range,
+        mut range: Range,
         request: Request<'_>,
     ) -> Result<Page, Error> {
+        let mut completed = self.complete(device, &mut range, request.bytes_max).await?;
         let place = ReadPosition {
             position: range.end().unwrap_or(start.position),
             term: range.term,
@@ -480,7 +481,7 @@ impl Incoming {
         let group = range.joined.as_ref();
         let page = group.and_then(|group| snapshot::group_start(group, &self.rules));
         let mut items = item::newest(range.versions);
-        self.complete(device, &mut items).await?;
+        completed.fill(&mut items);
         Ok(Page {
             content: Content {
                 items,
@@ -506,48 +507,6 @@ impl Incoming {
             })),
             at: unix_micros(),
         });
-    }
-
-    /// Completes rows whose unchanged columns the log omits. A row that was deleted meanwhile is left out: its deletion
-    /// follows.
-    async fn complete(&self, device: &DevicePrincipal, items: &mut Vec<Item>) -> Result<(), Error> {
-        let mut wanted: HashMap<String, Vec<String>> = HashMap::new();
-        for item in items.iter() {
-            if let Item::Change(Change {
-                is_partial: true,
-                table,
-                id: Some(id),
-                ..
-            }) = item
-            {
-                wanted.entry(table.to_string()).or_default().push(id.to_string());
-            }
-        }
-        for (table, ids) in wanted {
-            let rows = tables::by_id(
-                &self.database,
-                &device.tenant,
-                device.user_id,
-                self.routing(),
-                &table,
-                &ids,
-            )
-            .await?;
-            let mut rows: HashMap<String, _> = rows.into_iter().map(|row| (row.id, (row.json, row.via))).collect();
-            for item in items.iter_mut() {
-                if let Item::Change(change) = item
-                    && change.is_partial
-                    && change.table.as_str() == table
-                    && let Some((json, via)) = change.id.as_ref().and_then(|id| rows.remove(id.as_str()))
-                {
-                    change.row = Some(json);
-                    change.via = via;
-                    change.is_partial = false;
-                }
-            }
-        }
-        items.retain(|item| !matches!(item, Item::Change(Change { is_partial: true, .. })));
-        Ok(())
     }
 
     async fn snapshot_page(

@@ -35,26 +35,24 @@ pub(super) async fn mark_overtaken(
         }
     }
     for (table, mut repeats) in tables {
-        let rows = rows(
-            database,
-            device,
-            &table,
-            repeats.iter().map(|(_, result)| &**result),
-            config,
-        )
-        .await?;
         let mut left: HashMap<String, Left> = HashMap::new();
         for (item, result) in &repeats {
             if let Some(id) = result.id.clone() {
                 left.entry(id).or_default().add(item, result);
             }
         }
+        let mut stands: HashMap<String, bool> = HashMap::new();
+        let ids = left.keys().cloned().collect();
+        let each = |id: String, row: Value| {
+            let is_still = left.get(&id).is_some_and(|left| left.is_still(Some(&row)));
+            stands.insert(id, is_still);
+            true
+        };
+        read_rows(database, device, &table, ids, config, each).await?;
         for (_, result) in &mut repeats {
-            let as_left = result
-                .id
-                .as_ref()
-                .and_then(|id| Some(left.get(id)?.is_still(rows.get(id))));
-            result.is_overtaken = as_left != Some(true);
+            let id = result.id.as_deref().unwrap_or_default();
+            let is_away = || left.get(id).is_some_and(|left| left.is_still(None));
+            result.is_overtaken = !stands.get(id).copied().unwrap_or_else(is_away);
         }
     }
     Ok(())
@@ -97,12 +95,12 @@ impl Left {
     }
 }
 
-/// Adds the current rows to the conflicts and merged edits of own tables, as far as the user sees them. Without Postgres those
-/// of conflicts are left out: the rows come with the next incoming batch too.
+/// Adds the current rows to the conflicts and merged edits of own tables, as far as the user sees them, up to a number of bytes.
+/// Those of conflicts may be left out: they come with the next incoming batch too. An edit that was merged has no version then:
+/// it is a base only for a user who sees what others changed.
 ///
 /// # Errors
-/// When Postgres fails, and an edit was merged: its version is no base for a user who does not see what others changed. The
-/// device sends the items again.
+/// When Postgres fails, and an edit was merged. The device sends the items again.
 pub(super) async fn add_rows(
     database: &Database,
     device: &DevicePrincipal,
@@ -116,9 +114,17 @@ pub(super) async fn add_rows(
             tables.entry(table).or_default().push(result);
         }
     }
+    let mut bytes = 0;
     for (table, results) in tables {
-        let rows = match rows(database, device, &table, results.iter().map(|result| &**result), config).await {
-            Ok(rows) => rows,
+        let mut rows: HashMap<String, Value> = HashMap::new();
+        let ids = results.iter().filter_map(|result| result.id.clone()).collect();
+        let each = |id: String, row: Value| {
+            bytes += row.to_string().len();
+            rows.insert(id, row);
+            bytes < config.sync.batch_bytes_max
+        };
+        let is_whole = match read_rows(database, device, &table, ids, config, each).await {
+            Ok(is_whole) => is_whole,
             Err(error) if results.iter().any(|result| result.is_merged) => return Err(error),
             Err(error) => {
                 tracing::warn!(
@@ -132,24 +138,29 @@ pub(super) async fn add_rows(
         };
         for result in results {
             result.server = result.id.as_ref().and_then(|id| rows.get(id)).cloned();
+            if result.is_merged && result.server.is_none() && !is_whole {
+                result.version = None;
+            }
         }
     }
     Ok(())
 }
 
-/// The rows of results of one table that the user sees, by id.
-async fn rows(
+/// Reads the rows of one table with these ids that the user sees, until `each` returns false; returns whether all have come.
+async fn read_rows(
     database: &Database,
     device: &DevicePrincipal,
     table: &str,
-    results: impl Iterator<Item = &ItemResult>,
+    ids: Vec<String>,
     config: &Config,
-) -> Result<HashMap<String, Value>, feature::Error> {
-    let ids: Vec<String> = results.filter_map(|result| result.id.clone()).collect();
+    mut each: impl FnMut(String, Value) -> bool,
+) -> Result<bool, feature::Error> {
+    let each = |row: tables::Row| match serde_json::from_slice(row.json.as_bytes()) {
+        Ok(json) => each(row.id, json),
+        Err(_) => true,
+    };
     let routing = Routing::configured(config);
-    let rows = tables::by_id(database, &device.tenant, device.user_id, routing, table, &ids).await?;
-    let parsed = |row: tables::Row| Some((row.id, serde_json::from_slice(row.json.as_bytes()).ok()?));
-    Ok(rows.into_iter().filter_map(parsed).collect())
+    tables::by_id(database, &device.tenant, device.user_id, routing, table, &ids, each).await
 }
 
 #[cfg(test)]
