@@ -66,6 +66,7 @@ struct Client {
 }
 
 pub(crate) async fn run(target: Target) {
+    rustix::process::setpriority_process(None, 19).unwrap();
     let (target, tally) = (Arc::new(target), Arc::<Tally>::default());
     let mut tasks = JoinSet::new();
     let kinds: Vec<&'static str> = KINDS

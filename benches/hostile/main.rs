@@ -1,6 +1,7 @@
 //! What honest users notice of hostile clients: their requests, measured quiet and then under attack.
 //!
-//! The hostile clients are a process of its own. Each has an address of 127.0.0.0/8 and one way to hurt, see [`attack`]; one
+//! The hostile clients are a process of its own, at the lowest priority: elsewhere they have machines of their own, and the CPU
+//! time that they take to ask is not what the engine costs the honest users. They take what the others leave. Each has an address of 127.0.0.0/8 and one way to hurt, see [`attack`]; one
 //! more address holds idle connections. The engine has the limits that it has by default. The honest users read and write
 //! messages, a phone syncs, and all log in now and then. At the end every message that was answered with 201 must be in
 //! Postgres, and the phone must hold exactly what Postgres holds for its user.
