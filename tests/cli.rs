@@ -48,7 +48,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0008_outside_tables", "direction": "up"},
             {"schema": "posduif", "migration": "0009_second_factors", "direction": "up"},
             {"schema": "posduif", "migration": "0010_verified_addresses", "direction": "up"},
-            {"schema": "posduif", "migration": "0011_device_keys", "direction": "up"}
+            {"schema": "posduif", "migration": "0011_device_keys", "direction": "up"},
+            {"schema": "posduif", "migration": "0012_routing", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -58,7 +59,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(11), "tenant_acme": clean(19)})
+        json!({"posduif": clean(12), "tenant_acme": clean(19)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -77,7 +78,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0011_device_keys of posduif, with the columns devices.auth_key"),
+        complaint.contains("0012_routing of posduif, with the tables routing"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -118,7 +119,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 11\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 12\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -12,6 +12,7 @@ mod budgets;
 mod caches;
 mod catalog;
 mod catchup;
+mod changed_rules;
 mod cli;
 mod commands;
 mod conflicts;

@@ -107,6 +107,7 @@ const CONTROL: &[Migration] = &[
         tables: [],
         columns: [("devices", "auth_key")]
     ),
+    migration!(12, "control", "0012_routing", tables: ["routing"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(

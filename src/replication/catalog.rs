@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::difference::{self, Difference, Kind, cause, is_locked};
 use super::outside::{Failures, Outside};
 use super::report::Report;
+use super::rules;
 use crate::config::Config;
 use crate::contract::control::Command;
 use crate::core::tenant::Tenant;
@@ -90,6 +91,7 @@ pub async fn run(
         return;
     }
     let mut watcher = Watcher {
+        config,
         publication: &config.replication.publication,
         router: Router::configured(config),
         database,
@@ -121,6 +123,7 @@ pub async fn run(
 }
 
 struct Watcher<'a> {
+    config: &'a Config,
     publication: &'a str,
     router: Router,
     database: Database,
@@ -156,6 +159,10 @@ impl Watcher<'_> {
                     );
                 }
             }
+        }
+        // Compared at the start, which may have failed.
+        for _ in 0..rules::examine(self.config, &self.database).await? {
+            self.report.metrics.replication.catalog_changed(Kind::Rule.as_str());
         }
         let outside = Outside {
             database: &self.database,

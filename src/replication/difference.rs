@@ -31,7 +31,7 @@ pub enum Kind {
     Dropped,
     /// It left the tenant's schema, or returned: most often the schema was renamed.
     Moved,
-    /// A rule names it for the first time.
+    /// Its rules changed, or one names it for the first time.
     Rule,
 }
 
@@ -74,7 +74,7 @@ impl Kind {
             Self::Renamed => "the table was renamed",
             Self::Dropped => "the table was dropped, which is not in the log",
             Self::Moved => "the table left its schema or the rules, or returned, or a table or schema was renamed",
-            Self::Rule => "a rule names the table for the first time, and no stream has its rows",
+            Self::Rule => "its rules are new or changed, and no stream has the rows that they show",
         }
     }
 }

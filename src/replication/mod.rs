@@ -25,6 +25,7 @@ pub mod pipeline;
 pub mod replicator;
 pub mod report;
 mod row_json;
+mod rules;
 pub mod session;
 pub mod slot;
 pub mod startup;

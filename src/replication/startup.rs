@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::connection::{self, Connection, StreamRequest, SystemIdentity};
+use super::difference::Kind;
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::{self, Break, Replay, Server};
 use super::outside::Outside;
 use super::report::Report;
+use super::rules;
 use super::slot;
 use crate::config::Config;
 use crate::contract::checkpoint::{Checkpoint, Epoch};
@@ -315,6 +317,7 @@ async fn examine_outside(context: &SessionContext<'_>) -> Result<(), SessionEnd>
         router: &Router::configured(context.config),
     };
     outside.forget_unrouted().await?;
+    examine_rules(context).await;
     match outside.examine().await {
         Ok(changes) => {
             for kind in &changes.kinds {
@@ -331,6 +334,21 @@ async fn examine_outside(context: &SessionContext<'_>) -> Result<(), SessionEnd>
         ),
     }
     Ok(())
+}
+
+/// Compares the rules with those of the engine that held the slot until now.
+async fn examine_rules(context: &SessionContext<'_>) {
+    match rules::examine(context.config, context.database).await {
+        Ok(changed) => {
+            for _ in 0..changed {
+                context.report.metrics.replication.catalog_changed(Kind::Rule.as_str());
+            }
+        }
+        Err(error) => tracing::warn!(
+            cause = format!("{error:#}"),
+            "rules not compared with those of before; the next look at the catalogs tries again"
+        ),
+    }
 }
 
 async fn wal_end(database: &Database) -> Result<PgLsn> {

@@ -476,10 +476,10 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
     let mut next = Some(start);
     while let Some(mut start) = next {
         let read = page.items.len();
-        // As many as may fit by the size of those before, so that few are read for nothing.
+        // Most of what may fit by the size of those before, so that seldom more is read than is wanted.
         let expected = match read {
             0 => FIRST_ROWS,
-            _ => (bytes_max - bytes) / (bytes / read).max(1),
+            _ => (bytes_max - bytes) / (bytes / read).max(1) / 8 * 7,
         };
         let bounds = Bounds {
             rows_max: expected.min(limit - read).max(1),

@@ -186,9 +186,7 @@ pub async fn visible(
     };
     let mut part = Part::default();
     let is_whole = table
-        .read_rows(database, statement, &parameters, &view, |row| {
-            part.add(row, bounds.bytes_max)
-        })
+        .read_rows(database, statement, &parameters, &view, |row| part.add(row, bounds))
         .await?;
     part.is_cut = !is_whole || part.rows.len() >= bounds.rows_max;
     Ok(part)
@@ -212,11 +210,12 @@ pub struct Part {
 }
 
 impl Part {
-    /// Keeps a row, and returns whether there is room for another one.
-    fn add(&mut self, row: Row, bytes_max: usize) -> bool {
+    /// Keeps a row, and returns whether another one may come. Behind the last one that the statement has, none does: it need
+    /// not be cancelled.
+    fn add(&mut self, row: Row, bounds: Bounds) -> bool {
         self.bytes += row.json.as_bytes().len();
         self.rows.push(row);
-        self.bytes < bytes_max
+        self.bytes < bounds.bytes_max || self.rows.len() >= bounds.rows_max
     }
 }
 
@@ -297,9 +296,13 @@ pub async fn page(
             described.select(),
             sees.join(" OR ")
         );
+        let bounds = Bounds {
+            rows_max: usize::try_from(page.rows_max()).unwrap_or(usize::MAX),
+            bytes_max,
+        };
         let mut part = Part::default();
         let is_whole = described
-            .read_rows(database, statement, &parameters, &view, |row| part.add(row, bytes_max))
+            .read_rows(database, statement, &parameters, &view, |row| part.add(row, bounds))
             .await?;
         found.rows = part.rows;
         let is_beyond = found.rows.len() as u64 > page.limit.unsigned_abs();
