@@ -282,8 +282,16 @@ impl Outgoing {
         self.record(device, &uploaded.results, pending, started.elapsed());
         self.invalidate_caches(device, &uploaded.results);
         self.reports.uploaded(device, pending).await;
-        current::mark_overtaken(&self.database, device, items, &mut uploaded.results, &self.config).await?;
-        current::add_rows(&self.database, device, &mut uploaded.results, &self.config).await?;
+        let results = &mut uploaded.results;
+        Box::pin(current::mark_overtaken(
+            &self.database,
+            device,
+            items,
+            results,
+            &self.config,
+        ))
+        .await?;
+        Box::pin(current::add_rows(&self.database, device, results, &self.config)).await?;
         Ok(uploaded)
     }
 
