@@ -173,6 +173,49 @@ async fn results_have_rows_up_to_the_bytes_of_a_batch() {
     office.close().await;
 }
 
+/// The ids of all conflicts in one direction, from one on, in the order in which they come.
+async fn walk(phone: &Api, direction: &str, from: Option<&String>) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    loop {
+        let place = found.last().or(from).map(|id| format!("&{direction}={id}"));
+        let page = phone
+            .get(&format!("/api/conflicts?limit=20{}", place.unwrap_or_default()))
+            .await
+            .expect(200);
+        let ids = page["conflicts"].as_array().unwrap().iter();
+        let mut ids: Vec<String> = ids.map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+        assert!(ids.len() <= 7, "{}", ids.len());
+        // Each page is newest first.
+        if direction == "after" {
+            ids.reverse();
+        }
+        found.extend(ids);
+        if page["has_more"] == false {
+            return found;
+        }
+    }
+}
+
+#[tokio::test]
+async fn list_of_conflicts_of_large_rows_ends_early_in_both_directions() {
+    let (office, phone) = office(20, 10 * KIB).await;
+    office.sql("UPDATE tenant_acme.papers SET version = 2").await;
+    let edit = |id: i64| json!({"seq": id, "table": "papers", "op": "edit", "id": id.to_string(), "row": {"title": "mine"}, "base_version": 1});
+    let items: Vec<Value> = (1..=20).map(edit).collect();
+    phone
+        .post("/api/sync/outgoing", &json!({"items": items}))
+        .await
+        .expect(200);
+    let whole = phone.get("/api/conflicts?limit=20").await.expect(200);
+    assert_eq!((&whole["total"], &whole["has_more"]), (&json!(20), &json!(true)));
+    let down = walk(&phone, "before", None).await;
+    assert_eq!(down.len(), 20);
+    let mut up = walk(&phone, "after", down.last()).await;
+    up.reverse();
+    assert_eq!(up, down[..19]);
+    office.close().await;
+}
+
 #[tokio::test]
 async fn snapshot_of_large_rows_takes_little_memory() {
     let (office, _) = office(100, 1024 * KIB).await;

@@ -1,4 +1,4 @@
--- A page of a user's conflicts, newest first: after an offset, before a conflict, or after it. Each row contains whether that
+-- A page of a user's conflicts: after an offset or before a conflict, newest first, or after it, oldest first. Each row contains whether that
 -- conflict exists and, without one, the length of the list; a page without rows is one row with these alone.
 -- $1 uuid: user; $2 uuid or null: only this one; $3 boolean or null: only open or resolved ones; $4 bigint: most rows;
 -- $5 bigint: offset; $6 uuid or null: the conflict; $7 boolean: after it, else before it.
@@ -27,4 +27,4 @@ SELECT $6 IS NULL OR EXISTS (SELECT FROM place) AS is_known,
 FROM (VALUES (1)) AS one (row)
 LEFT JOIN page ON true
 LEFT JOIN {schema}.messages m ON m.id = page.message_id AND m.deleted_at IS NULL
-ORDER BY page.created_at DESC, page.id DESC
+ORDER BY CASE WHEN $7 THEN page.created_at END, CASE WHEN $7 THEN page.id END, page.created_at DESC, page.id DESC

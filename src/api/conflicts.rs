@@ -29,7 +29,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let found = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    let (tenant, user) = (caller.tenant(), caller.user_id());
+    let found = conflicts::list(&app.database, tenant, user, &filter, app.config.sync.batch_bytes_max).await?;
     response::page("conflicts", &found, &filter.page)
 }
 

@@ -82,15 +82,28 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// A page of a user's conflicts, newest first by `(created_at, id)`.
+/// A page of a user's conflicts, newest first by `(created_at, id)`. It ends early at `bytes_max` bytes: each conflict has two
+/// versions of a row.
 ///
 /// # Errors
 /// [`Error::Invalid`] when the row of `before` or `after` is no conflict of the user.
-pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Conflict>, Error> {
+pub async fn list(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    filter: &Filter,
+    bytes_max: usize,
+) -> Result<Rows<Conflict>, Error> {
     let page = &filter.page;
     let (place, is_after) = (feature::page_row_id(page)?, page.is_after());
-    let rows = database
-        .query(
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    let each = |row: Row| {
+        bytes += row.raw_size_bytes();
+        rows.push(row);
+        bytes < bytes_max
+    };
+    let is_whole = database
+        .query_each(
             &sql!("messages/conflict_list", tenant),
             &[
                 (&user, Type::UUID),
@@ -101,9 +114,15 @@ pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Fil
                 (&place, Type::UUID),
                 (&is_after, Type::BOOL),
             ],
+            each,
         )
         .await?;
-    feature::read_page(&rows, page, is_after, Conflict::from_row)
+    if is_after {
+        rows.reverse();
+    }
+    let mut found = feature::read_page(&rows, page, is_after, Conflict::from_row)?;
+    found.has_more |= !is_whole;
+    Ok(found)
 }
 
 /// The decision about a conflict.
@@ -173,7 +192,7 @@ async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Resu
         is_open: None,
         page: Page::first(1),
     };
-    let mut conflicts = list(database, tenant, user, &one).await?.rows;
+    let mut conflicts = list(database, tenant, user, &one, usize::MAX).await?.rows;
     conflicts.pop().ok_or(Error::NotFound("conflict"))
 }
 
