@@ -11,6 +11,9 @@ use crate::decode::value::Kind;
 use crate::feature;
 use crate::postgres::{Database, Param, sql};
 
+/// Rows that are read at once of a table whose size Postgres has not counted.
+const UNCOUNTED_ROWS: usize = 100;
+
 /// Parameters of a composed statement, each a text, list of texts or number.
 #[derive(Default)]
 pub(super) struct Parameters {
@@ -43,6 +46,8 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// The column that names the tenant, and its value for this one.
     pub(super) tenant: Option<(String, String)>,
+    /// About how many bytes a row has on disk, if Postgres has counted.
+    row_bytes: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -65,12 +70,17 @@ impl Table {
         };
         let schema = quote_identifier(placement.schema(tenant));
         let name = format!("{schema}.{}", quote_identifier(placement.table));
-        let columns = read_columns(database, &name).await?;
+        let (columns, row_bytes) = read_columns(database, &name).await?;
         let tenant = match share {
             Share::Whole => None,
             Share::Part { column, value } => Some((column.to_owned(), value)),
         };
-        Ok(Some(Self { name, columns, tenant }))
+        Ok(Some(Self {
+            name,
+            columns,
+            tenant,
+            row_bytes,
+        }))
     }
 
     /// The same of a table whose rows have an `id`.
@@ -81,6 +91,11 @@ impl Table {
     ) -> Result<Option<Self>, feature::Error> {
         let table = Self::read(database, tenant, placement).await?;
         Ok(table.filter(|table| table.column("id").is_some()))
+    }
+
+    /// About how many rows have so many bytes.
+    pub(super) fn rows_of(&self, bytes: usize) -> usize {
+        self.row_bytes.map_or(UNCOUNTED_ROWS, |row| bytes / row.max(1)).max(1)
     }
 
     pub(super) fn column(&self, name: &str) -> Option<&Column> {
@@ -130,12 +145,16 @@ impl Column {
     }
 }
 
-async fn read_columns(database: &Database, name: &str) -> Result<Vec<Column>, feature::Error> {
+async fn read_columns(database: &Database, name: &str) -> Result<(Vec<Column>, Option<usize>), feature::Error> {
     let rows = database
         .query(&sql!("sync/table_columns"), &[(&name, Type::TEXT)])
         .await?;
     let mut types = Types::default();
     let mut columns = Vec::with_capacity(rows.len());
+    let row_bytes = rows
+        .first()
+        .map(|row| row.try_get::<_, Option<i64>>("row_bytes"))
+        .transpose()?;
     for row in &rows {
         let type_oid: u32 = row.try_get("type_oid")?;
         // Built-in types are identified by their OID.
@@ -149,5 +168,6 @@ async fn read_columns(database: &Database, name: &str) -> Result<Vec<Column>, fe
             kind: types.kind(type_oid),
         });
     }
-    Ok(columns)
+    let row_bytes = row_bytes.flatten().and_then(|bytes| usize::try_from(bytes).ok());
+    Ok((columns, row_bytes))
 }

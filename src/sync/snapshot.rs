@@ -37,9 +37,6 @@ use crate::redis::read_position::ReadPosition;
 use crate::redis::standing::{Handoff, MembershipHandoff, Missing};
 use crate::redis::store::{self, Store};
 
-/// Rows of the first query of a page, before their size is known.
-const FIRST_ROWS: usize = 100;
-
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -478,7 +475,7 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
         let read = page.items.len();
         // Most of what may fit by the size of those before, so that seldom more is read than is wanted.
         let expected = match read {
-            0 => FIRST_ROWS,
+            0 => limit,
             _ => (bytes_max - bytes) / (bytes / read).max(1) / 8 * 7,
         };
         let bounds = Bounds {

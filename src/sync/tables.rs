@@ -167,6 +167,10 @@ pub async fn visible(
     };
     let view = View::of(database, tenant, user, routing, vec![rule]).await?;
     let mut parameters = Parameters::default();
+    let bounds = Bounds {
+        rows_max: bounds.rows_max.min(table.rows_of(bounds.bytes_max)),
+        ..bounds
+    };
     let rows_max = i64::try_from(bounds.rows_max).unwrap_or(i64::MAX);
     let (after, limit) = (parameters.text(after), parameters.add(rows_max, Type::INT8));
     let sees = match group {
