@@ -261,6 +261,70 @@ async fn tenant_that_cannot_be_cut_is_refused_until_it_can() {
     engine.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_redis_is_freed_by_cutting_the_tenant_that_filled_it() {
+    let redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let office = Office::within(world, |_| {}).await;
+    let world = &office.world;
+    world.tenant("other").await;
+    let ann = world.user("other", "ann", UserType::Web).await;
+    let ben = world.user("other", "ben", UserType::Mobile).await;
+    let phone = office.phone("phone").await;
+    let (_, here) = phone.sync(None).await;
+    let insert = |content: &str| {
+        format!(
+            "INSERT INTO tenant_other.messages (sender_id, recipient_id, content) VALUES ('{ann}', '{ben}', '{content}')"
+        )
+    };
+    office.sql(&insert("before")).await;
+    world.published().await;
+
+    // GIVEN a Redis without room for what one tenant writes, even if its `changes` had nothing
+    let info: String = world.ask_redis(&["INFO", "memory"]).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    let limit = used.unwrap().trim().parse::<u64>().unwrap() + 2 * MIB;
+    let () = world
+        .ask_redis(&["CONFIG", "SET", "maxmemory", &limit.to_string()])
+        .await;
+    let (joe, bob) = (office.joe_id, office.bob_id);
+    let flood = format!(
+        "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) \
+         SELECT '{bob}', '{joe}', repeat(md5(n::text), 300) FROM generate_series(1, 800) n"
+    );
+    office.sql(&flood).await;
+    office.sql(&insert("behind")).await;
+
+    // THEN the rows of both arrive, and no client has raised the limit
+    world.published().await;
+    let keys = world.keys();
+    let inbox = world.stream(&keys.inbox("other", &ben.to_string())).await;
+    let contents = inbox.iter().filter(|entry| entry.field("op") == "insert");
+    let contents: Vec<Value> = contents.map(|entry| entry.json("row")["content"].clone()).collect();
+    assert_eq!(contents, ["before", "behind"]);
+    // AND the other tenant keeps its history
+    let changes = world.stream(&keys.changes("other")).await;
+    let messages = changes.iter().filter(|entry| entry.field("table") == "messages");
+    assert_eq!(messages.count(), 2);
+    // AND the phone of the tenant that was cut has what Postgres has
+    let mut copy = BTreeMap::new();
+    let (mut at, mut resets) = (Some(here), 0);
+    while copy.len() < 800 {
+        // A device's own position takes memory, too.
+        let cursor = at.as_ref().map_or(String::new(), |at| format!("?cursor={at}"));
+        let page = eventually("the phone gets a page", || async {
+            let answer = phone.get(&format!("/api/sync/incoming{cursor}")).await;
+            (answer.status == 200).then(|| answer.json())
+        })
+        .await;
+        resets += usize::from(page["reset"] == true);
+        apply(&mut copy, std::slice::from_ref(&page));
+        at = page["cursor"].as_str().map(str::to_owned);
+    }
+    assert!(resets > 0, "its inbox was cut");
+    office.close().await;
+}
+
 #[tokio::test]
 async fn idle_streams_beyond_lowered_bounds_are_cut_after_a_restart() {
     let mut stage = Stage::new().await;

@@ -15,7 +15,7 @@ use redis::streams::{StreamInfoGroupsReply, StreamRangeReply};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::budget::{TenantUse, goal, kept};
+use super::budget::{Plan, TenantUse, goal, kept};
 use super::ledger::{Due, Ledger, Size};
 use super::trim::{self, PAGE};
 use crate::config::Config;
@@ -100,7 +100,7 @@ pub(super) struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn ledger(&self) -> &Ledger {
+    pub(super) fn ledger(&self) -> &Ledger {
         &self.cuts.ledger
     }
 
@@ -146,17 +146,7 @@ impl Look<'_> {
                 if !due.sweep && !due.tenants.iter().any(|name| **name == tenant.name) {
                     continue;
                 }
-                match self.tenant(tenant).await {
-                    // A broken table of one tenant must not leave the others without bounds.
-                    Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {
-                        tracing::error!(
-                            tenant = tenant.name,
-                            cause = format!("{error:#}"),
-                            "streams of the tenant not counted"
-                        );
-                    }
-                    result => result?,
-                }
+                self.tenant(tenant).await?;
             }
         }
         Ok(())
@@ -166,12 +156,10 @@ impl Look<'_> {
     async fn tenant(&self, tenant: &Tenant) -> Result<()> {
         let name: Arc<str> = tenant.name.as_str().into();
         let mark = self.ledger().mark_tenant(&name);
+        let Some(tenant_use) = self.count_unless_broken(tenant, &name).await? else {
+            return Ok(());
+        };
         let budget = self.ledger().bounds.tenant;
-        let mut tenant_use = TenantUse::default();
-        self.each_stream(tenant, &name, &mut tenant_use).await?;
-        for key in [self.store.keys().quarantine(&name), self.store.keys().push(&name)] {
-            tenant_use.add_fixed(self.bound_fixed(&key, budget / FIXED_PART).await?);
-        }
         let mut used = tenant_use.used();
         if let Some(plan) = tenant_use.plan(budget) {
             tracing::warn!(
@@ -180,26 +168,63 @@ impl Look<'_> {
                 budget,
                 "streams of the tenant hold more than streams.tenant_bytes_max; cutting `changes`, then the largest"
             );
-            let changes = plan.changes.map(|bytes| (Target::Changes(name.clone()), None, bytes));
-            let level = plan.level;
-            let streams = plan.streams.into_iter().rev();
-            let streams = streams.map(|(target, bytes)| (target, Some(bytes), level));
-            for (target, known, bytes_max) in changes.into_iter().chain(streams) {
-                let bound = self.ledger().bounds.of(&target);
-                let before = match known {
-                    Some(bytes) => bytes,
-                    None => self.read_one(&target).await?.bytes,
-                };
-                let bound = Size {
-                    bytes: bytes_max,
-                    ..bound
-                };
-                let after = self.bring_down(&target, bound, bytes_max, Bound::Tenant).await?;
-                used = used.saturating_sub(before.saturating_sub(after.bytes));
-            }
+            used = used.saturating_sub(self.carry_out(&name, plan, Bound::Tenant).await?);
         }
         self.ledger().settle_tenant(&name, mark, used);
         Ok(())
+    }
+
+    /// Counts the streams of a tenant, and cuts those beyond their bounds; `None` if its tables are broken, which must not
+    /// leave the others without bounds.
+    pub(super) async fn count_unless_broken(
+        &self,
+        tenant: &Tenant,
+        name: &Arc<str>,
+    ) -> Result<Option<TenantUse<Target>>> {
+        match self.count(tenant, name).await {
+            Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {
+                tracing::error!(
+                    tenant = tenant.name,
+                    cause = format!("{error:#}"),
+                    "streams of the tenant not counted"
+                );
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+
+    async fn count(&self, tenant: &Tenant, name: &Arc<str>) -> Result<TenantUse<Target>> {
+        let budget = self.ledger().bounds.tenant;
+        let mut tenant_use = TenantUse::default();
+        self.each_stream(tenant, name, &mut tenant_use).await?;
+        for key in [self.store.keys().quarantine(name), self.store.keys().push(name)] {
+            tenant_use.add_fixed(self.bound_fixed(&key, budget / FIXED_PART).await?);
+        }
+        Ok(tenant_use)
+    }
+
+    /// Cuts streams of a tenant to the sizes of a plan; gives how many bytes that has freed.
+    pub(super) async fn carry_out(&self, name: &Arc<str>, plan: Plan<Target>, reason: Bound) -> Result<u64> {
+        let changes = plan.changes.map(|bytes| (Target::Changes(name.clone()), None, bytes));
+        let level = plan.level;
+        let streams = plan.streams.into_iter().rev();
+        let streams = streams.map(|(target, bytes)| (target, Some(bytes), level));
+        let mut freed = 0;
+        for (target, known, bytes_max) in changes.into_iter().chain(streams) {
+            let bound = self.ledger().bounds.of(&target);
+            let before = match known {
+                Some(bytes) => bytes,
+                None => self.read_one(&target).await?.bytes,
+            };
+            let bound = Size {
+                bytes: bytes_max,
+                ..bound
+            };
+            let after = self.bring_down(&target, bound, bytes_max, reason).await?;
+            freed += before.saturating_sub(after.bytes);
+        }
+        Ok(freed)
     }
 
     /// Visits the streams of a tenant, page by page.

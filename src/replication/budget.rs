@@ -70,6 +70,11 @@ impl<T: Ord> TenantUse<T> {
         self.changes + self.fixed + self.rest + largest
     }
 
+    /// What can be cut.
+    pub fn cuttable(&self) -> u64 {
+        self.used() - self.fixed
+    }
+
     /// What is to be cut under this budget; `None` if nothing.
     ///
     /// What is not cut leaves less for the streams, but never less than a quarter of the budget: to cut what cannot be enough
@@ -79,17 +84,21 @@ impl<T: Ord> TenantUse<T> {
         if used <= budget {
             return None;
         }
-        let streams = used - self.fixed;
-        let excess = (used - goal(budget)).min(streams.saturating_sub(budget / 4));
+        let excess = (used - goal(budget)).min(self.cuttable().saturating_sub(budget / 4));
+        Some(self.plan_to_free(excess))
+    }
+
+    /// What is to be cut to free so many bytes.
+    pub fn plan_to_free(self, excess: u64) -> Plan<T> {
         let of_changes = self.changes.min(excess);
         let largest: Vec<(u64, T)> = self.largest.into_iter().map(|Reverse(stream)| stream).collect();
         let level = level(largest.iter().map(|(bytes, _)| *bytes).collect(), excess - of_changes);
         let streams = largest.into_iter().filter(|(bytes, _)| *bytes > level);
-        Some(Plan {
+        Plan {
             changes: (of_changes > 0).then_some(self.changes - of_changes),
             level,
             streams: streams.map(|(bytes, stream)| (stream, bytes)).collect(),
-        })
+        }
     }
 }
 

@@ -86,50 +86,85 @@ impl Bounds {
     }
 }
 
+/// What the size of a stream is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Basis {
+    /// Only what was written.
+    #[default]
+    Written,
+    /// What was read in Redis, and written since.
+    Read,
+    /// The same. The stream is beyond its bound and could not be cut; the next round tries it again.
+    Stuck,
+}
+
 /// What is known of a stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct Account {
-    /// Whether its size was read; if not, `size` is only what was written.
-    is_known: bool,
     size: Size,
-    /// It could not be cut; the next round tries it again.
-    is_stuck: bool,
+    basis: Basis,
 }
 
 impl Account {
     /// Whether it must be looked at now, not only in the next round. The bound of entries bounds no memory.
     fn is_urgent(&self, bound: Size) -> bool {
-        let bytes_max = if self.is_known { bound.bytes } else { bound.bytes / 8 };
-        !self.is_stuck && self.size.bytes > bytes_max
+        match self.basis {
+            Basis::Written => self.size.bytes > bound.bytes / 8,
+            Basis::Read => self.size.bytes > bound.bytes,
+            Basis::Stuck => false,
+        }
+    }
+}
+
+/// What the streams of a tenant held when they were last counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Count {
+    #[default]
+    Never,
+    Within(u64),
+    /// More than its budget, although they were cut.
+    Beyond(u64),
+}
+
+impl Count {
+    fn used(self) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::Within(used) | Self::Beyond(used) => Some(used),
+        }
+    }
+
+    fn exceeded(self) -> Option<u64> {
+        match self {
+            Self::Beyond(used) => Some(used),
+            Self::Never | Self::Within(_) => None,
+        }
     }
 }
 
 /// What is known of a tenant.
 #[derive(Debug, Clone, Copy, Default)]
 struct TenantAccount {
-    /// The sum of its streams when they were last counted; `None` before.
-    counted: Option<u64>,
+    count: Count,
     /// Bytes written since.
     written: u64,
     /// A stream of it was written and is not in the ledger.
     is_incomplete: bool,
-    /// What it uses beyond its budget although its streams were cut.
-    exceeded: Option<u64>,
 }
 
 impl TenantAccount {
     fn upper(&self) -> u64 {
-        self.counted.unwrap_or(0).saturating_add(self.written)
+        self.count.used().unwrap_or(0).saturating_add(self.written)
     }
 
     fn is_urgent(&self, budget: u64) -> bool {
-        self.exceeded.is_none() && self.upper() > budget && self.written >= budget / EARLY_PART
+        self.count.exceeded().is_none() && self.upper() > budget && self.written >= budget / EARLY_PART
     }
 
     fn is_due(&self, budget: u64) -> bool {
-        let is_uncounted = self.counted.is_none() && self.written > 0;
+        let is_uncounted = self.count == Count::Never && self.written > 0;
         let has_grown = self.written >= budget / ROUND_PART || self.written > 0 && self.upper() > budget;
-        is_uncounted || has_grown || self.is_incomplete || self.exceeded.is_some()
+        is_uncounted || has_grown || self.is_incomplete || self.count.exceeded().is_some()
     }
 }
 
@@ -137,6 +172,8 @@ impl TenantAccount {
 struct State {
     /// Who may trim; `None` while this process does not publish.
     writer: Option<Arc<str>>,
+    /// Redis has refused a batch because it is full, and accepted none since.
+    is_full: bool,
     /// The streams of all tenants must be counted.
     sweep: bool,
     streams: LruCache<Target, Account>,
@@ -153,7 +190,7 @@ impl State {
             None => {
                 let pushed_out = self.streams.push(target.clone(), Account::default());
                 if let Some((old, account)) = pushed_out
-                    && !account.is_known
+                    && account.basis == Basis::Written
                 {
                     self.tenants.entry(old.tenant().clone()).or_default().is_incomplete = true;
                     self.due.remove(&old);
@@ -164,7 +201,7 @@ impl State {
         account.size.add(written);
         let bound = bounds.of(target);
         let is_urgent = account.is_urgent(bound);
-        if (!account.is_known || account.size.is_beyond(bound)) && !self.due.contains(target) {
+        if (account.basis == Basis::Written || account.size.is_beyond(bound)) && !self.due.contains(target) {
             self.due.insert(target.clone());
         }
         let tenant = match self.tenants.get_mut(target.tenant()) {
@@ -212,6 +249,7 @@ impl Ledger {
             full: Notify::new(),
             state: Mutex::new(State {
                 writer: None,
+                is_full: false,
                 sweep: false,
                 streams: LruCache::new(STREAMS_MAX),
                 due: HashSet::new(),
@@ -224,6 +262,7 @@ impl Ledger {
     pub fn begin(&self, writer: &str) {
         let mut state = self.state.lock();
         state.writer = Some(writer.into());
+        state.is_full = false;
         state.sweep = true;
         state.streams.clear();
         state.due.clear();
@@ -234,7 +273,22 @@ impl Ledger {
 
     /// This process does not publish any more.
     pub fn end(&self) {
-        self.state.lock().writer = None;
+        let mut state = self.state.lock();
+        (state.writer, state.is_full) = (None, false);
+    }
+
+    /// Redis has refused a batch because it is full, after so many entries were trimmed with it. If those were none, trimming
+    /// must free more.
+    pub fn refuse(&self, removed: i64) {
+        self.state.lock().is_full = true;
+        if removed == 0 {
+            self.full.notify_one();
+        }
+    }
+
+    /// Whether Redis has refused the last batch because it is full.
+    pub fn is_full(&self) -> bool {
+        self.state.lock().is_full
     }
 
     /// Who may trim; `None` while this process does not publish.
@@ -245,6 +299,7 @@ impl Ledger {
     /// A batch was written: its streams, and the bytes of each entry.
     pub fn note<'a>(&self, entries: impl Iterator<Item = (&'a Target, usize)>) {
         let mut state = self.state.lock();
+        state.is_full = false;
         let mut is_urgent = false;
         // Entries of `changes` alternate with others; those of one stream often follow each other.
         let mut runs: [Option<(&Target, Size)>; 2] = [None, None];
@@ -309,7 +364,7 @@ impl Ledger {
     pub fn put_back_stuck(&self, target: &Target) {
         let mut state = self.state.lock();
         if let Some(account) = state.streams.peek_mut(target) {
-            account.is_stuck = true;
+            account.basis = Basis::Stuck;
             state.due.insert(target.clone());
         }
     }
@@ -344,12 +399,9 @@ impl Ledger {
             return;
         };
         size.add(read);
-        let is_stuck = account.is_stuck && size.is_beyond(self.bounds.of(target));
-        *account = Account {
-            is_known: true,
-            size,
-            is_stuck,
-        };
+        let is_stuck = account.basis == Basis::Stuck && size.is_beyond(self.bounds.of(target));
+        let basis = if is_stuck { Basis::Stuck } else { Basis::Read };
+        *account = Account { size, basis };
         if !size.is_beyond(self.bounds.of(target)) {
             state.due.remove(target);
         }
@@ -369,11 +421,15 @@ impl Ledger {
     pub fn settle_tenant(&self, tenant: &Arc<str>, mark: Mark, used: u64) {
         let mut state = self.state.lock();
         let account = state.tenants.entry(tenant.clone()).or_default();
+        let is_beyond = used > self.bounds.tenant;
         *account = TenantAccount {
-            counted: Some(used),
+            count: if is_beyond {
+                Count::Beyond(used)
+            } else {
+                Count::Within(used)
+            },
             written: account.written.saturating_sub(mark.0.bytes),
             is_incomplete: false,
-            exceeded: (used > self.bounds.tenant).then_some(used),
         };
     }
 
@@ -387,14 +443,23 @@ impl Ledger {
         let state = self.state.lock();
         let tenants = state.tenants.iter();
         tenants
-            .filter_map(|(name, account)| Some((name.clone(), account.exceeded?)))
+            .filter_map(|(name, account)| Some((name.clone(), account.count.exceeded()?)))
             .collect()
+    }
+
+    /// The most bytes that a tenant may use; no bound is known of one that was never counted.
+    pub fn used_at_most(&self, tenant: &str) -> u64 {
+        let state = self.state.lock();
+        let account = state.tenants.get(tenant);
+        account
+            .filter(|account| account.count != Count::Never)
+            .map_or(u64::MAX, TenantAccount::upper)
     }
 
     /// The most bytes that a tenant was last seen to use.
     pub fn largest_tenant(&self) -> u64 {
         let state = self.state.lock();
-        let counted = state.tenants.values().filter_map(|account| account.counted);
+        let counted = state.tenants.values().filter_map(|account| account.count.used());
         counted.max().unwrap_or(0)
     }
 }

@@ -4,8 +4,8 @@
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
 //! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`], which share
 //! [`difference`], are ordinary SQL beside the stream, and [`trim`] decides what the streams may drop; [`bounds`] keeps
-//! them within their bounds by the [`ledger`] of what was written, and [`budget`] chooses what a tenant loses. [`report`] is what other
-//! parts see of all this. `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions
+//! them within their bounds by the [`ledger`] of what was written, and [`budget`] chooses what a tenant loses; `relief` chooses
+//! the tenant when Redis is full. [`report`] is what other parts see of all this. `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions
 //! that Postgres fails to send. `unseen` is what is published and no snapshot sees yet.
 
 pub mod bounds;
@@ -22,6 +22,7 @@ pub mod ledger;
 mod login;
 pub mod outside;
 pub mod pipeline;
+mod relief;
 pub mod replicator;
 pub mod report;
 mod row_json;

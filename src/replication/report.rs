@@ -8,7 +8,6 @@ use super::ledger::Ledger;
 use super::slot::SlotSample;
 use crate::config;
 use crate::core::position::EpochId;
-use crate::publish::outcome::error_code;
 use crate::publish::progress::Progress;
 use crate::telemetry::metrics::Metrics;
 
@@ -104,13 +103,6 @@ impl Report {
 
     pub fn set_state(&self, state: ReplicatorState) {
         self.state.send_replace(state);
-    }
-
-    /// Redis refused entries, after this many were trimmed with them. If it is full, trimming must free more.
-    pub fn note_refusal(&self, cause: &str, removed: i64) {
-        if error_code(cause) == "OOM" && removed == 0 {
-            self.ledger.full.notify_one();
-        }
     }
 }
 

@@ -567,9 +567,16 @@ impl<'a> Session<'a> {
         if self.refused.cause.as_ref() != Some(&cause) {
             tracing::warn!(cause, "Redis refuses writes; retrying the batch");
         }
-        self.context.report.note_refusal(&cause, removed);
+        if error_code(&cause) == "OOM" {
+            self.context.report.ledger.refuse(removed);
+        }
         self.refused.cause = Some(cause);
-        let retry_at = Instant::now() + self.refused.backoff.next();
+        // What was trimmed behind the batch may have made room for it.
+        let delay = match removed {
+            0 => self.refused.backoff.next(),
+            _ => Duration::ZERO,
+        };
+        let retry_at = Instant::now() + delay;
         self.refused.batch = Some((batch, retry_at));
         self.report_state();
         Ok(())

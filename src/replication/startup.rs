@@ -37,7 +37,7 @@ use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection::{self as redis_connection, Claim};
 use crate::publish::cut::CutRequest;
 use crate::publish::durability::Persistence;
-use crate::publish::outcome::Outcome;
+use crate::publish::outcome::{Outcome, error_code};
 use crate::route::router::Router;
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
@@ -609,7 +609,9 @@ impl Guarded<'_> {
                     self.redis.send(batch, &self.epoch, self.marks, Vec::new());
                 }
                 Some(Outcome::Refused { cause, .. }) => {
-                    self.report.note_refusal(&cause, self.redis.take_cut_results().removed);
+                    if error_code(&cause) == "OOM" {
+                        self.report.ledger.refuse(self.redis.take_cut_results().removed);
+                    }
                     return Err(anyhow!("Redis refused the start of a new epoch: {cause}"));
                 }
                 None => {

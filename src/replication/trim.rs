@@ -25,7 +25,6 @@ use crate::postgres::{self, Database, sql};
 use crate::publish::cut::{Cut, Keep};
 use crate::redis::entries;
 use crate::redis::error::is_wrong_type;
-use crate::redis::info::Info;
 use crate::redis::store::Store;
 
 /// Users per query.
@@ -53,20 +52,20 @@ pub async fn run(config: Arc<Config>, database: Database, store: Store, cuts: Cu
             }
         }
     };
-    // Beside the rounds, which may take long.
-    let relief = async {
-        loop {
-            cuts.ledger.full.notified().await;
-            if let Err(error) = relieve(&database, &store, &cuts).await {
-                tracing::warn!(cause = format!("{error:#}"), "Redis is full, and nothing was cut");
-            }
-        }
-    };
     let look = Look {
         config: &config,
         database: &database,
         store: &store,
         cuts: &cuts,
+    };
+    // Beside the rounds, which may take long.
+    let relief = async {
+        loop {
+            cuts.ledger.full.notified().await;
+            if let Err(error) = Box::pin(look.relieve()).await {
+                tracing::warn!(cause = format!("{error:#}"), "Redis is full, and nothing was cut");
+            }
+        }
     };
     let looks = async {
         let mut ticks = ticks();
@@ -87,65 +86,6 @@ pub async fn run(config: Arc<Config>, database: Database, store: Store, cuts: Cu
         () = relief => {}
         () = stop.cancelled() => {}
     }
-}
-
-/// Cuts the largest `changes` of all tenants to half, since Redis is full and what was due freed nothing. Services that
-/// read it find the trim point; devices do not read it. While that is not enough, Redis refuses the next batch too, and
-/// this is repeated.
-async fn relieve(database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
-    let tenants = tenants::list(database).await.context("cannot list the tenants")?;
-    let mut sizes: Vec<(u64, &Tenant)> = Vec::new();
-    for page in tenants.chunks(PAGE) {
-        let mut pipe = redis::pipe();
-        for tenant in page {
-            let key = store.keys().changes(&tenant.name);
-            // All of its nodes: the oldest say nothing of the others.
-            pipe.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
-        }
-        let bytes: Vec<Option<u64>> = pipe.query_async(&mut store.connection()).await?;
-        sizes.extend(bytes.into_iter().map(Option::unwrap_or_default).zip(page));
-    }
-    // To cut what cannot be enough would only lose history.
-    let info: String = redis::cmd("INFO")
-        .arg("memory")
-        .query_async(&mut store.connection())
-        .await?;
-    let info = Info::parse(&info);
-    let [used, limit] = ["used_memory", "maxmemory"].map(|field| info.number(field).unwrap_or_default());
-    let held = sizes.iter().map(|(bytes, _)| *bytes).sum();
-    if used.saturating_sub(limit) > held {
-        tracing::error!(
-            used,
-            limit,
-            held,
-            "Redis is full beyond what all `changes` hold; raise maxmemory"
-        );
-        return Ok(());
-    }
-    sizes.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-    for (bytes, tenant) in sizes {
-        let target = Target::Changes(tenant.name.as_str().into());
-        let key = target.key(store.keys());
-        let length = redis::cmd("XLEN").arg(&key).query_async(&mut store.connection()).await;
-        let entries: u64 = match length {
-            // Not ours to cut.
-            Err(error) if is_wrong_type(&error) => continue,
-            length => length?,
-        };
-        if entries > 1 {
-            tracing::warn!(
-                stream = key,
-                bytes,
-                entries,
-                "Redis is full; cutting the largest `changes` to half"
-            );
-            let keep = Keep::Newest(entries / 2);
-            cuts.send(Cut { target, keep }).await?;
-            return Ok(());
-        }
-    }
-    tracing::error!("Redis is full, and no tenant's `changes` has anything left to cut; raise maxmemory");
-    Ok(())
 }
 
 async fn round(config: &Config, database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {

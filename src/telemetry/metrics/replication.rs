@@ -26,16 +26,19 @@ pub enum Bound {
     Bytes,
     /// The budget of its tenant.
     Tenant,
+    /// What Redis may use.
+    Memory,
 }
 
 impl Bound {
-    const ALL: [Self; 3] = [Self::Entries, Self::Bytes, Self::Tenant];
+    const ALL: [Self; 4] = [Self::Entries, Self::Bytes, Self::Tenant, Self::Memory];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Entries => "entries",
             Self::Bytes => "bytes",
             Self::Tenant => "tenant",
+            Self::Memory => "memory",
         }
     }
 }
