@@ -434,6 +434,26 @@ async fn rows_of_a_renamed_schema_reach_nobody_until_it_returns() {
 }
 
 #[tokio::test]
+async fn rows_of_a_schema_that_had_another_name_for_a_moment_arrive() {
+    let office = Office::with(unwatched).await;
+    let joe_id = office.joe_id;
+    office.sql(NOTES).await;
+    let mut joe = Phone::new(&office, "joe", joe_id).await;
+    let insert =
+        |schema: &str, id: i32| format!("INSERT INTO {schema}.notes VALUES ({id}, '{joe_id}', 'a', '2026-01-02')");
+    // The walsender sees the table for the first time while its schema has another name, and goes on to use that.
+    let moment = format!(
+        "BEGIN; ALTER SCHEMA tenant_acme RENAME TO tenant_old; {}; ALTER SCHEMA tenant_old RENAME TO tenant_acme; COMMIT",
+        insert("tenant_old", 1)
+    );
+    office.sql(&moment).await;
+    joe.holds_ids(&["1"]).await;
+    office.sql(&insert("tenant_acme", 2)).await;
+    joe.holds_ids(&["1", "2"]).await;
+    office.close().await;
+}
+
+#[tokio::test]
 async fn harmless_ddl_resyncs_nobody() {
     let office = Office::with(watched).await;
     let joe_id = office.joe_id;

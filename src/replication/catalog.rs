@@ -77,6 +77,16 @@ pub async fn outline(database: &Database, relation: u32) -> Result<Option<Outlin
     .transpose()
 }
 
+/// The schema in which a table is by now; `None` when the table is gone. One that has left its tenant's schema is marked, so
+/// that the next look at it in that schema resyncs the tenant.
+pub async fn place(database: &Database, relation: u32) -> Result<Option<String>> {
+    let row = database
+        .query_opt(&sql!("replication/catalog_place"), &[(&relation, Type::OID)])
+        .await
+        .context("cannot read the schema of a table")?;
+    Ok(row.map(|row| row.try_get("schema")).transpose()?)
+}
+
 /// Looks periodically until `stop`, while this engine holds the slot. `moved` counts tables that left a tenant's schema or
 /// returned.
 pub async fn run(

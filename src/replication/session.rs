@@ -11,12 +11,13 @@ use anyhow::anyhow;
 use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 
-use super::catalog::{self, Outline};
+use super::catalog;
 use super::connection::{self, Connection, ServerError};
 use super::durability_watch::DurabilityWatch;
 use super::end::{FailureCause, SessionEnd};
 use super::frame::Frame;
-use super::pipeline::{Pipeline, Start};
+use super::heartbeat;
+use super::pipeline::{Answer, Pipeline, Question, Start};
 use super::report::ReplicatorState;
 use super::startup::{self, CUTS_MAX, MetBreak, Prepared, STATUS_INTERVAL, SessionContext, Started};
 use super::undecodable;
@@ -28,6 +29,7 @@ use crate::contract::stream_name::Target;
 use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
 use crate::core::time::{age_of, unix_micros};
+use crate::postgres::Database;
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
@@ -51,8 +53,8 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Delays before a refused batch is sent again: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// How long the outline of a table may take, during which no status update is sent.
-const OUTLINE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the catalogs may take to answer, during which no status update is sent.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a stop waits for the batch in flight.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -70,8 +72,8 @@ enum Event {
     Aof(aof::Reading),
     /// A heartbeat read a snapshot.
     Snapshot,
-    /// The outline of a table was read.
-    Outline(Option<Outline>),
+    /// The catalogs were asked about a table.
+    Answer(Answer),
     /// A schema was renamed, or a table moved out of one.
     Moved,
     /// Postgres shuts down, or no longer does.
@@ -283,9 +285,9 @@ impl<'a> Session<'a> {
     }
 
     async fn next_event(&mut self) -> Result<Event, SessionEnd> {
-        if let Some(relation) = self.pipeline.undescribed() {
-            let reading = catalog::outline(self.context.database, relation);
-            return Ok(Event::Outline(startup::within(OUTLINE_TIMEOUT, reading).await?));
+        if let Some(question) = self.pipeline.question() {
+            let reading = ask(self.context.database, question);
+            return Ok(Event::Answer(startup::within(CATALOG_TIMEOUT, reading).await?));
         }
         let may_read = !self.is_full();
         let may_gather = !self.redis.is_idle() && self.in_flight.sent_at.elapsed() < GATHER;
@@ -361,8 +363,8 @@ impl<'a> Session<'a> {
                 let snapshot = self.context.snapshots.borrow_and_update().clone();
                 self.unseen.remove_seen(&snapshot, self.seen, self.pipeline.batch());
             }
-            Event::Outline(outline) => {
-                self.pipeline.describe(outline);
+            Event::Answer(answer) => {
+                self.pipeline.answer(answer);
                 self.apply_frames()?;
             }
             // Until Postgres 15, a walsender does not learn that a schema has another name; a new one does.
@@ -385,7 +387,7 @@ impl<'a> Session<'a> {
     /// Applies the frames in the buffer until it is empty or the batch is full.
     fn apply_frames(&mut self) -> Result<(), SessionEnd> {
         let (started, mut bytes) = (Instant::now(), 0);
-        while !self.is_full() && self.pipeline.undescribed().is_none() {
+        while !self.is_full() && self.pipeline.question().is_none() {
             let frame = match self.postgres.peek() {
                 Err(connection::Error::Server(error)) if error.is_undecodable() => {
                     return Err(match self.pipeline.open_transaction() {
@@ -747,3 +749,11 @@ fn idle_timeout(settings: &config::Replication) -> Duration {
         .max(settings.wal_sender_timeout_seconds / 2 + 1);
     Duration::from_secs(seconds)
 }
+/// Asks the catalogs about a table.
+async fn ask(database: &Database, question: Question) -> anyhow::Result<Answer> {
+    Ok(match question {
+        Question::Outline(relation) => Answer::Outline(catalog::outline(database, relation).await?),
+        Question::Place(relation) => Answer::Place(catalog::place(database, relation).await?),
+    })
+}
+

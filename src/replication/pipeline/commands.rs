@@ -120,21 +120,19 @@ impl Pipeline {
         }
         self.entries.batch.reset_meta(name, generation, is_paused);
         self.entries.batch.reset_notice(id, name, begin.commit_ts);
-        if self.tenants.insert(tenant) {
-            // Tables that were described before their tenant existed.
-            let Self {
-                tables,
-                router,
-                tenants,
-                undescribed,
-                ..
-            } = self;
-            for table in tables.values_mut().filter(|table| table.plan.is_none()) {
-                table.plan = plan_of(router, tenants, &table.relation);
-                if table.needs_outline() {
-                    undescribed.push(table.relation.oid);
-                }
-            }
+        // Tables that were described before their tenant existed, or have returned to its schema.
+        self.tenants.insert(tenant);
+        let Self {
+            tables,
+            router,
+            tenants,
+            questions,
+            ..
+        } = self;
+        for table in tables.values_mut().filter(|table| table.plan.is_none()) {
+            table.plan = plan_of(router, tenants, &table.relation);
+            table.is_astray = false;
+            questions.extend(table.question());
         }
     }
 

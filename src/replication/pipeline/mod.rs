@@ -87,14 +87,24 @@ struct Table {
     plan: Option<Plan>,
     /// Of a partitioned table.
     outline: Option<Outline>,
+    /// The catalogs have it in no tenant's schema either. It may return to one.
+    is_astray: bool,
     /// Tenants in whose quarantine an old row is that is not whole, since the table was described so.
     reported: HashSet<Arc<str>>,
 }
 
 impl Table {
-    /// Whether its old rows must be examined by its outline: rows are routed by them, and the log marks them as whole.
-    fn needs_outline(&self) -> bool {
-        self.plan.as_ref().is_some_and(Plan::is_routed) && self.relation.replica_identity == ReplicaIdentity::Full
+    /// What must be known of it. Its old rows are examined by its outline where rows are routed by them, and the log marks them
+    /// as whole.
+    fn question(&self) -> Option<Question> {
+        let oid = self.relation.oid;
+        match &self.plan {
+            Some(plan) if plan.is_routed() && self.relation.replica_identity == ReplicaIdentity::Full => {
+                Some(Question::Outline(oid))
+            }
+            None if self.purpose != Purpose::Commands && !self.is_astray => Some(Question::Place(oid)),
+            _ => None,
+        }
     }
 
     /// The table and its plan, when it belongs to a tenant.
@@ -121,6 +131,25 @@ impl Table {
             _ => false,
         }
     }
+}
+
+/// What the catalogs must say of a table before the next message is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Which columns an old row must have.
+    Outline(u32),
+    /// In which schema it is. A walsender may name a former one: Postgres does not let it know that a schema has another
+    /// name, and it reads old transactions with the names of then.
+    Place(u32),
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub enum Answer {
+    /// `None` for a table that is not partitioned.
+    Outline(Option<Outline>),
+    /// `None` for a table that is gone.
+    Place(Option<String>),
 }
 
 /// Counts of what went through, for logs and metrics.
@@ -164,8 +193,8 @@ pub struct Pipeline {
     heartbeat_prefix: String,
     types: Types,
     tables: HashMap<u32, Table>,
-    /// Tables whose outlines must be read before their rows are.
-    undescribed: Vec<u32>,
+    /// What must be answered before rows are read.
+    questions: Vec<Question>,
     base: u64,
     seen: StreamId,
     replay: Replay,
@@ -201,7 +230,7 @@ impl Pipeline {
             heartbeat_prefix: format!("{}{slot}", heartbeat::PREFIX),
             types: Types::default(),
             tables: HashMap::new(),
-            undescribed: Vec::new(),
+            questions: Vec::new(),
             base: start.base,
             seen: start.seen,
             replay: start.replay,
@@ -289,15 +318,28 @@ impl Pipeline {
         self.counts.quarantined += 1;
     }
 
-    /// A table whose outline must be read, and given to [`Self::describe`], before the next message is applied.
-    pub fn undescribed(&self) -> Option<u32> {
-        self.undescribed.last().copied()
+    /// What must be given to [`Self::answer`] before the next message is applied.
+    pub fn question(&self) -> Option<Question> {
+        self.questions.last().copied()
     }
 
-    /// Takes the outline of that table.
-    pub fn describe(&mut self, outline: Option<Outline>) {
-        if let Some(table) = self.undescribed.pop().and_then(|oid| self.tables.get_mut(&oid)) {
-            table.outline = outline;
+    /// Takes the answer to that question.
+    pub fn answer(&mut self, answer: Answer) {
+        let Some(Question::Outline(oid) | Question::Place(oid)) = self.questions.pop() else {
+            return;
+        };
+        let Some(table) = self.tables.get_mut(&oid) else { return };
+        match answer {
+            Answer::Outline(outline) => table.outline = outline,
+            Answer::Place(schema) => {
+                if let Some(schema) = schema {
+                    table.relation.schema = schema.into();
+                    table.purpose = Purpose::of(&table.relation);
+                    table.plan = plan_of(&self.router, &self.tenants, &table.relation);
+                }
+                table.is_astray = table.plan.is_none();
+                self.questions.extend(table.question());
+            }
         }
     }
 
@@ -324,11 +366,10 @@ impl Pipeline {
                     relation,
                     plan,
                     outline: None,
+                    is_astray: false,
                     reported: former.map(|former| former.reported).unwrap_or_default(),
                 };
-                if table.needs_outline() {
-                    self.undescribed.push(table.relation.oid);
-                }
+                self.questions.extend(table.question());
                 self.tables.insert(table.relation.oid, table);
                 Ok(())
             }
