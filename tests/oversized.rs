@@ -70,7 +70,8 @@ async fn change_beyond_row_bytes_max_is_quarantined_and_resets_its_readers() {
 /// Postgres prints a change into a buffer of at most 1 GiB; this one has twice 300 MiB, with two digits a byte.
 #[tokio::test]
 async fn change_that_postgres_cannot_send_costs_its_tenant_a_resync() {
-    let mut stage = Stage::new().await;
+    // Less than Postgres takes to print it, on most machines.
+    let mut stage = Stage::with(|config| config.replication.idle_timeout_seconds = 2).await;
     stage.world.tenant("other").await;
     let (ann, ben) = (
         stage.world.user("other", "ann", UserType::Web).await,

@@ -13,8 +13,8 @@ section! {
         pub heartbeat_interval_ms: u64 = 1000, 100..=10_000;
         /// Seconds between looks at the catalogs for changes of tables that the log does not have; 0 disables them.
         pub catalog_interval_seconds: u64 = 5, 0..=3600;
-        /// Seconds without data from Postgres after which the connection is closed; at least half of
-        /// `wal_sender_timeout_seconds` applies.
+        /// Seconds without data from Postgres after which the connection is closed, unless its walsender is at work; at
+        /// least half of `wal_sender_timeout_seconds` applies.
         pub idle_timeout_seconds: u64 = 8, 2..=300;
         /// `wal_sender_timeout` of the session in seconds: without a reply for this long, Postgres releases the slot of a
         /// failed engine.

@@ -17,7 +17,7 @@ use crate::postgres::{self, Database, sql};
 pub const PREFIX: &str = "posduif.heartbeat:";
 
 /// How long one heartbeat may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where heartbeats report what they read.
 #[derive(Debug)]

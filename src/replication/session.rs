@@ -662,7 +662,7 @@ impl<'a> Session<'a> {
         // While the batch is full nothing is read, so that silence means nothing.
         if self.is_full() {
             self.last_received = now;
-        } else if quiet > idle_timeout(&self.context.config.replication) {
+        } else if quiet > idle_timeout(&self.context.config.replication) && !self.is_walsender_working() {
             return Err(SessionEnd::Failed(
                 FailureCause::Postgres,
                 anyhow!(
@@ -685,6 +685,16 @@ impl<'a> Session<'a> {
         self.durable.note_progress(published, durable, now);
         self.report_state();
         Ok(())
+    }
+
+    /// Whether the walsender was at work at the last heartbeat, a moment ago. One that prints a row of hundreds of megabytes
+    /// sends nothing meanwhile, and would begin again for the next connection.
+    fn is_walsender_working(&self) -> bool {
+        let interval = Duration::from_millis(self.context.config.replication.heartbeat_interval_ms);
+        let sample = self.context.report.sample.borrow();
+        sample
+            .as_ref()
+            .is_some_and(|sample| sample.is_working && sample.at.elapsed() < 2 * interval + heartbeat::TIMEOUT)
     }
 
     fn queue_status(&mut self) {
@@ -741,14 +751,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// How long Postgres may send nothing: more than half of its sender timeout, since a busy walsender does not reply
-/// earlier.
-fn idle_timeout(settings: &config::Replication) -> Duration {
-    let seconds = settings
-        .idle_timeout_seconds
-        .max(settings.wal_sender_timeout_seconds / 2 + 1);
-    Duration::from_secs(seconds)
-}
 /// Asks the catalogs about a table.
 async fn ask(database: &Database, question: Question) -> anyhow::Result<Answer> {
     Ok(match question {
@@ -757,3 +759,11 @@ async fn ask(database: &Database, question: Question) -> anyhow::Result<Answer> 
     })
 }
 
+/// How long Postgres may send nothing: more than half of its sender timeout, since a busy walsender does not reply
+/// earlier.
+fn idle_timeout(settings: &config::Replication) -> Duration {
+    let seconds = settings
+        .idle_timeout_seconds
+        .max(settings.wal_sender_timeout_seconds / 2 + 1);
+    Duration::from_secs(seconds)
+}

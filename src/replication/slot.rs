@@ -35,6 +35,8 @@ pub struct SlotSample {
     pub wal_status: Option<String>,
     /// Bytes of WAL that can be written before the slot may be lost; `None` without a limit.
     pub safe_wal_bytes: Option<u64>,
+    /// Whether the walsender works, and does not wait for this client or for the log: printing a large row takes long.
+    pub is_working: bool,
     pub at: Instant,
 }
 
@@ -48,6 +50,7 @@ impl SlotSample {
             wal_status: row.try_get("wal_status")?,
             // Negative beyond the limit, while the slot is not yet lost.
             safe_wal_bytes: safe.map(|safe| u64::try_from(safe).unwrap_or(0)),
+            is_working: row.try_get("is_working")?,
             at: Instant::now(),
         })
     }
@@ -189,6 +192,7 @@ mod tests {
             restart: Some(1000.into()),
             wal_status: Some(wal_status.to_owned()),
             safe_wal_bytes: safe,
+            is_working: false,
             at: Instant::now(),
         }
     }
