@@ -23,6 +23,7 @@ use crate::http::secure::Acceptor;
 use crate::http::server::Server;
 use crate::live::hub::Hub;
 use crate::live::tail;
+use crate::live::visibility::Visibility;
 use crate::net;
 use crate::oidc::Providers;
 use crate::postgres::{Database, audit, migrations, publication};
@@ -204,6 +205,7 @@ impl Engine {
         }
         let diagnostics = Diagnostics {
             hub,
+            visibility: Visibility::default(),
             config,
             database,
             store,
@@ -323,6 +325,7 @@ impl Engine {
                 database: diagnostics.database.clone(),
                 store: diagnostics.store.clone(),
                 hub: diagnostics.hub.clone(),
+                visibility: diagnostics.visibility.clone(),
                 metrics: diagnostics.metrics.clone(),
                 stop: stop.clone(),
             },

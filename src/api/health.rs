@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::http::error::Error;
 use crate::http::response::{self, Response};
 use crate::live::hub::Hub;
+use crate::live::visibility::Visibility;
 use crate::postgres::Database;
 use crate::redis::store::{self, Store};
 use crate::replication::report::{ReplicationStatus, ReplicatorState};
@@ -31,6 +32,7 @@ pub struct Diagnostics {
     pub database: Database,
     pub store: Store,
     pub hub: Hub,
+    pub visibility: Visibility,
     /// The state of this process's replicator; `None` without one.
     pub replication: Option<ReplicationStatus>,
     pub metrics: Arc<Metrics>,

@@ -65,6 +65,17 @@ fn gauges(diagnostics: &Diagnostics) -> Registry {
         "Changes of devices queued for their listeners, at most 1024",
         ConstGauge::new(diagnostics.hub.device_changes_waiting() as f64),
     );
+    let waits = diagnostics.visibility.waits();
+    now.register(
+        "visibility_waiting",
+        "Waits of readers for commits that are published and that Postgres does not show yet",
+        ConstGauge::new(waits.count as f64),
+    );
+    now.register(
+        "visibility_wait_seconds",
+        "For how long there have been such waits without a break",
+        ConstGauge::new(waits.since.map_or(0.0, |since| since.elapsed().as_secs_f64())),
+    );
     now.register(
         "http_connections_max",
         "Maximum number of connections of clients (server.connections_max)",

@@ -140,6 +140,7 @@ pub struct Parts {
     pub database: Database,
     pub store: Store,
     pub hub: Hub,
+    pub visibility: Visibility,
     pub metrics: Arc<Metrics>,
     /// Where a webhook sends mails.
     pub mails: Option<Mails>,
@@ -156,6 +157,7 @@ impl App {
             database,
             store,
             hub,
+            visibility,
             metrics,
             mails,
             stop,
@@ -187,7 +189,6 @@ impl App {
         let standings = Standings::new(database.clone(), &config, hub.freshness());
         let budgets = Budgets::new(metrics.clone());
         let failed_logins = FailedLogins::new(database.clone());
-        let visibility = Visibility::default();
         Ok(Self {
             providers: Providers::new(&config, metrics.auth.clone())?,
             external_users: ExternalUsers::new(

@@ -126,12 +126,32 @@ impl Wish {
 /// Resolves with the look that fulfils a wish; fails when there will be none.
 pub type Answer = oneshot::Receiver<Arc<Look>>;
 
+/// What Postgres did not show at the last look.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// Wishes that it left open.
+    pub count: usize,
+    /// Since when there have been some.
+    pub since: Option<Instant>,
+}
+
+impl Waits {
+    fn note(&mut self, left: &[(Wish, oneshot::Sender<Arc<Look>>)]) {
+        self.count = left.iter().filter(|(_, sender)| !sender.is_closed()).count();
+        self.since = match self.count {
+            0 => None,
+            _ => self.since.or_else(|| Some(Instant::now())),
+        };
+    }
+}
+
 #[derive(Debug, Default)]
 struct Wishes {
     waiting: Vec<(Wish, oneshot::Sender<Arc<Look>>)>,
     /// Length at which wishes that no reader waits for are removed.
     cleared_at: usize,
     latest: Option<(Instant, Arc<Look>)>,
+    waits: Waits,
 }
 
 /// What readers wait for. Cloning shares it. Each reader has one wish at a time; those that another one replaced are removed
@@ -151,6 +171,11 @@ impl Visibility {
         let wishes = self.0.wishes.lock();
         let (at, look) = wishes.latest.as_ref()?;
         (at.elapsed() < SNAPSHOT_LIFETIME).then(|| look.clone())
+    }
+
+    /// Who waits for how long.
+    pub fn waits(&self) -> Waits {
+        self.0.wishes.lock().waits
     }
 
     /// Waits for a wish.
@@ -182,6 +207,9 @@ impl Visibility {
     pub fn take(&self) -> Taken {
         let mut waiting = std::mem::take(&mut self.0.wishes.lock().waiting);
         waiting.retain(|(_, sender)| !sender.is_closed());
+        if waiting.is_empty() {
+            self.0.wishes.lock().waits = Waits::default();
+        }
         Taken(waiting)
     }
 
@@ -199,14 +227,18 @@ impl Visibility {
             }
         }
         let has_left = !left.is_empty();
-        self.0.wishes.lock().waiting.append(&mut left);
+        let mut wishes = self.0.wishes.lock();
+        wishes.waits.note(&left);
+        wishes.waiting.append(&mut left);
         has_left
     }
 
     /// Keeps wishes that could not be answered, except looks, whose readers do not wait longer.
     pub fn keep(&self, mut taken: Taken) {
         taken.0.retain(|(wish, _)| !wish.is_latest());
-        self.0.wishes.lock().waiting.append(&mut taken.0);
+        let mut wishes = self.0.wishes.lock();
+        wishes.waits.note(&taken.0);
+        wishes.waiting.append(&mut taken.0);
     }
 }
 
@@ -306,6 +338,8 @@ mod tests {
         assert!(visibility.answer(taken, look_with(&[(4, 100), (6, 101)], "100:102:100,101")));
         assert!(early.try_recv().is_err() && all.try_recv().is_err());
         assert!(look.try_recv().is_ok());
+        let waits = visibility.waits();
+        assert!(waits.count == 2 && waits.since.is_some());
         let knows = |xid| visibility.known().is_some_and(|look| look.shows(EPOCH, change(6, xid)));
         assert!(!knows(101));
 
@@ -316,6 +350,8 @@ mod tests {
 
         assert!(!visibility.answer(visibility.take(), look_with(&[(4, 100)], "102:102:")));
         assert!(all.try_recv().is_ok());
+        let waits = visibility.waits();
+        assert!(waits.count == 0 && waits.since.is_none());
     }
 
     #[tokio::test]
