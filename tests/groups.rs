@@ -977,3 +977,45 @@ async fn operators_see_streams_of_groups_and_rebuild_them() {
     assert!(phone.take_log().is_empty() && phone.titles().contains(&"three".to_owned()));
     office.close().await;
 }
+
+#[tokio::test]
+async fn memberships_of_a_dropped_tenant_are_not_those_of_the_next() {
+    let office = office().await;
+    let joe = office.joe_id;
+    office
+        .sql(&format!(
+            "INSERT INTO tenant_acme.lists VALUES (42, 'of the former tenant'); \
+             INSERT INTO tenant_acme.list_members (list_id, user_id) VALUES (42, '{joe}')"
+        ))
+        .await;
+    let mut phone = Device::of(&office, "phone", joe).await;
+    office.world.published().await;
+    while phone.page(100).await {}
+    assert!(phone.groups.contains("list:42"));
+
+    // WHEN the next tenant of this name has the same user, as from a backup, who is a member of no list
+    let database = office.world.database().await;
+    tenants::drop(&database, "acme").await.unwrap();
+    office.world.tenant("acme").await;
+    office.world.user("acme", "bob", UserType::Web).await;
+    office.sql(TABLES).await;
+    office
+        .sql(&format!(
+            "INSERT INTO tenant_acme.users (id, username, user_type) VALUES ('{joe}', 'joe', 'mobile'); \
+             INSERT INTO tenant_acme.lists VALUES (42, 'of the next tenant')"
+        ))
+        .await;
+    office.world.published().await;
+    let bob = office.anybody.log_in("acme", "bob").await;
+    let mut phone = Device::new(&bob, "phone", joe).await;
+    while phone.page(100).await {}
+    office
+        .sql("INSERT INTO tenant_acme.tasks VALUES (1, 42, NULL, 'of the next tenant')")
+        .await;
+    office.world.published().await;
+    while phone.page(100).await {}
+    // THEN the user receives nothing of it
+    assert!(phone.groups.is_empty(), "{:?}", phone.groups);
+    assert!(phone.rows.is_empty(), "{:?}", phone.rows);
+    office.close().await;
+}

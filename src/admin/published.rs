@@ -5,6 +5,7 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 use tokio::time::Instant;
 
+use crate::contract::lua;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::{Error, Store};
 
@@ -83,10 +84,17 @@ pub async fn remove_tenant(
             return Ok(count);
         }
         if !keys.is_empty() {
-            let unlinked: u64 = redis::cmd("UNLINK")
+            // The next tenant of this name may come in between.
+            let unlinked: i64 = redis::cmd("EVAL")
+                .arg(lua::REMOVE_KEYS)
+                .arg(keys.len() + 1)
+                .arg(store.keys().meta(tenant))
                 .arg(keys)
                 .query_async(&mut store.connection())
                 .await?;
+            let Ok(unlinked) = u64::try_from(unlinked) else {
+                return Ok(count);
+            };
             count += unlinked;
             progress(count);
         }

@@ -28,6 +28,9 @@ pub const CREATE_GROUP: &str = concat!(include_str!("lua/create.lua"), include_s
 /// Replaces a tenant's meta hash.
 pub const RESET_META: &str = include_str!("lua/reset_meta.lua");
 
+/// Removes keys of a tenant that was dropped, unless there is one of its name again.
+pub const REMOVE_KEYS: &str = include_str!("lua/remove_keys.lua");
+
 /// Records that a user joined a group.
 pub const JOIN_GROUP: &str = concat!(
     include_str!("lua/create.lua"),

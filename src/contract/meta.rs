@@ -13,7 +13,8 @@ pub const GENERATION: &str = "generation";
 /// `active` or `paused`.
 pub const STATE: &str = "state";
 
-/// The stream ID of the last reset behind which memberships in groups must be read again; missing before the first.
+/// The stream ID of the last reset behind which memberships in groups must be read again; at first that of the tenant's
+/// creation, missing in a new epoch.
 pub const GROUPS_RESET: &str = "groups";
 
 /// The transaction of that reset.

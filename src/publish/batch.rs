@@ -410,10 +410,14 @@ impl Batch {
         entry::write_reset(&mut self.commands, commit_ts);
     }
 
-    /// Replaces a tenant's meta hash: its generation, which every cursor must match, and its state.
-    pub fn reset_meta(&mut self, tenant: &str, generation: i64, is_paused: bool) {
+    /// Replaces a tenant's meta hash: its generation, which every cursor must match, and its state. In an epoch that goes on,
+    /// memberships of before this change are not used.
+    pub fn reset_meta(&mut self, tenant: &str, generation: i64, is_paused: bool, change: Option<(StreamId, u32)>) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
-        self.script(lua::RESET_META, &[&key], &[&generation, state_name(is_paused)]);
+        let change = change.map(|(id, xid)| [id.to_string(), xid.to_string()]);
+        let mut arguments = vec![&*generation, state_name(is_paused)];
+        arguments.extend(change.iter().flatten().map(String::as_str));
+        self.script(lua::RESET_META, &[&key], &arguments);
     }
 
     /// Pauses or resumes a tenant's delivery.

@@ -420,7 +420,7 @@ async fn begin_epoch(
         let (name, state): (String, String) = (row.try_get("name")?, row.try_get("state")?);
         let Some(tenant) = Tenant::named(&name) else { continue };
         let mut batch = Batch::new(keys.clone());
-        batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED);
+        batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED, None);
         // Their places are of the epoch before.
         batch.forget_memberships(&name);
         reset_streams(database, &mut guard, &keys, &tenant, (position, idle_days), batch).await?;

@@ -118,7 +118,8 @@ impl Pipeline {
         for target in own.clone().into_iter().chain(inboxes) {
             self.entries.batch.create_stream(target, id, begin.commit_ts);
         }
-        self.entries.batch.reset_meta(name, generation, is_paused);
+        let change = Some((id, begin.xid));
+        self.entries.batch.reset_meta(name, generation, is_paused, change);
         self.entries.batch.reset_notice(id, name, begin.commit_ts);
         // Tables that were described before their tenant existed, or have returned to its schema.
         self.tenants.insert(tenant);
