@@ -18,6 +18,8 @@ struct Orders {
     is_refusing: bool,
     /// No answer reaches a client any more.
     is_muted: bool,
+    /// Nothing reaches the server any more.
+    is_withheld: bool,
     cuts: u64,
     abandoned: u64,
 }
@@ -29,12 +31,22 @@ impl Orders {
     }
 }
 
+/// What a client sends last.
+#[derive(Debug, Clone, Default)]
+struct LastWords {
+    words: Vec<u8>,
+    /// What ends a request, of which so many more pass behind the words.
+    end: &'static [u8],
+    passing: usize,
+    /// The last one does not arrive; otherwise its answer does not.
+    withholds: bool,
+}
+
 /// A proxy; dropping it resets what goes through it.
 pub(crate) struct Proxy {
     address: SocketAddr,
     orders: Arc<watch::Sender<Orders>>,
-    /// What the proxy must not answer any more once a client has sent it.
-    last_words: Arc<watch::Sender<Vec<u8>>>,
+    last_words: Arc<watch::Sender<LastWords>>,
     accepting: JoinHandle<()>,
 }
 
@@ -48,10 +60,11 @@ impl Proxy {
             is_stalled: false,
             is_refusing: false,
             is_muted: false,
+            is_withheld: false,
             cuts: 0,
             abandoned: 0,
         });
-        let (orders, last_words) = (Arc::new(orders), Arc::new(watch::Sender::new(Vec::new())));
+        let (orders, last_words) = (Arc::new(orders), Arc::new(watch::Sender::new(LastWords::default())));
         let listening = Listening {
             orders: orders.clone(),
             last_words: last_words.clone(),
@@ -71,7 +84,27 @@ impl Proxy {
 
     /// Withholds all answers of the server from the moment at which a client sends these words, which still arrive.
     pub(crate) fn mute_at(&self, words: &str) {
-        self.last_words.send_replace(words.as_bytes().to_vec());
+        self.last_words.send_replace(LastWords {
+            words: words.as_bytes().to_vec(),
+            ..LastWords::default()
+        });
+    }
+
+    /// Lets so many `EXEC` pass from the moment at which a client sends these words. The next one does not arrive, or
+    /// is not answered.
+    pub(crate) fn stop_at_exec(&self, words: &str, passing: usize, withholds: bool) {
+        self.last_words.send_replace(LastWords {
+            words: words.as_bytes().to_vec(),
+            end: b"\r\nEXEC\r\n",
+            passing,
+            withholds,
+        });
+    }
+
+    /// Whether the last words have been sent.
+    pub(crate) fn has_stopped(&self) -> bool {
+        let orders = self.orders.borrow();
+        orders.is_muted || orders.is_withheld
     }
 
     /// The URL by which the server is reached through the proxy.
@@ -111,9 +144,12 @@ impl Proxy {
 
     /// Serves again: what was held up goes on, what was cut or abandoned does not.
     pub(crate) fn resume(&self) {
+        self.last_words.send_replace(LastWords::default());
         self.orders.send_modify(|orders| {
             orders.is_stalled = false;
             orders.is_refusing = false;
+            orders.is_muted = false;
+            orders.is_withheld = false;
         });
     }
 }
@@ -134,15 +170,30 @@ pub(crate) fn host_and_port(url: &str) -> &str {
 #[derive(Clone)]
 struct Listening {
     orders: Arc<watch::Sender<Orders>>,
-    last_words: Arc<watch::Sender<Vec<u8>>>,
+    last_words: Arc<watch::Sender<LastWords>>,
 }
 
 impl Listening {
     fn hear(&self, sent: &[u8]) {
-        let words = self.last_words.borrow();
-        if !words.is_empty() && sent.windows(words.len()).any(|part| part == &words[..]) {
-            self.orders.send_modify(|orders| orders.is_muted = true);
+        let has = |words: &[u8]| sent.windows(words.len()).any(|part| part == words);
+        let last = self.last_words.borrow().clone();
+        // Once the words are heard, the ends of requests are counted.
+        let is_awaited = !last.words.is_empty();
+        if is_awaited && !has(&last.words) || !is_awaited && (last.end.is_empty() || !has(last.end)) {
+            return;
         }
+        if !last.end.is_empty() && (last.passing > 0 || !has(last.end)) {
+            self.last_words.send_modify(|last| {
+                last.words.clear();
+                last.passing -= usize::from(has(last.end));
+            });
+            return;
+        }
+        self.last_words.send_replace(LastWords::default());
+        self.orders.send_modify(|orders| match last.withholds {
+            true => orders.is_withheld = true,
+            false => orders.is_muted = true,
+        });
     }
 }
 
@@ -198,13 +249,15 @@ async fn pump(
     loop {
         let read = from.read(&mut buffer).await;
         // Neither an end nor a reset passes a proxy that is stalled.
-        let passes = |now: &Orders| now.serves(&create_stream) && (from_client.is_some() || !now.is_muted);
+        let passes =
+            |now: &Orders| now.serves(&create_stream) && !now.is_withheld && (from_client.is_some() || !now.is_muted);
         let _ = orders.wait_for(passes).await;
         match read? {
             0 => return to.shutdown().await,
             length => {
                 if let Some(listening) = &from_client {
                     listening.hear(&buffer[..length]);
+                    let _ = orders.wait_for(|now| !now.is_withheld).await;
                 }
                 to.write_all(&buffer[..length]).await?;
             }
