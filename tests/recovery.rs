@@ -210,8 +210,8 @@ async fn second_engine_waits_for_the_slot_and_takes_over_after_a_kill() {
     // Its heartbeats begin before it asks for the slot.
     eventually("the second engine runs", || async {
         let beating = "SELECT count(*) FROM pg_stat_activity
-                       WHERE datname = current_database() AND query LIKE '%pg_logical_emit_message%' AND pid <> pg_backend_pid()
-                         AND query NOT LIKE '%pg_stat_activity%' AND query NOT LIKE '%''test''%'";
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()
+                         AND query LIKE '%pg_current_snapshot()%pg_logical_emit_message(%'";
         (stage.psql.query_one(beating, &[]).await.unwrap().get::<_, i64>(0) >= 2).then_some(())
     })
     .await;
