@@ -59,12 +59,15 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(12), "tenant_acme": clean(19)})
+        json!({"posduif": clean(12), "tenant_acme": clean(20)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
-    assert!(complaint.contains("0019_rows_of_results of tenant_acme"), "{complaint}");
+    assert!(
+        complaint.contains("0020_group_messages of tenant_acme, with the tables message_reads"),
+        "{complaint}"
+    );
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
         "0017_token_renewals of tenant_acme, with the columns devices.token_renewed_at",
@@ -84,19 +87,20 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0019_rows_of_results", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0020_group_messages", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 18, "dirty": false, "pending": ["0019_rows_of_results"]})
+        json!({"schema": "tenant_acme", "version": 19, "dirty": false, "pending": ["0020_group_messages"]})
     );
-    assert!(migrate("status").await.text().contains("0019_rows_of_results"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0019_rows_of_results\n");
+    assert!(migrate("status").await.text().contains("0020_group_messages"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0020_group_messages\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0019_rows_of_results\n\
+        "tenant_acme rolled back 0020_group_messages\n\
+         tenant_acme rolled back 0019_rows_of_results\n\
          tenant_acme rolled back 0018_unseen_versions\n\
          tenant_acme rolled back 0017_token_renewals\n\
          tenant_acme rolled back 0016_upload_results\n\

@@ -169,6 +169,17 @@ const TENANT: &[Migration] = &[
     ),
     migration!(18, "tenant", "0018_unseen_versions"),
     migration!(19, "tenant", "0019_rows_of_results"),
+    migration!(
+        20,
+        "tenant",
+        "0020_group_messages",
+        tables: ["message_reads"],
+        columns: [
+            ("messages", "number"),
+            ("messages", "group_id"),
+            ("messages", "group_name")
+        ]
+    ),
 ];
 
 /// The schemas of a command.
