@@ -13,7 +13,7 @@ export function Chat({ pane, users }: { readonly pane: Pane; readonly users: Set
   const list = useRef<HTMLUListElement>(null)
   const pair = new Set([users.joe, users.bob])
   const messages = rows
-    .filter(({ sender_id: from, recipient_id: to }) => pair.has(from) && pair.has(to))
+    .filter(({ sender_id: from, recipient_id: to }) => pair.has(from) && pair.has(to ?? ''))
     .slice(-SHOWN_MAX)
   const [me, other] = pane.name === 'joe' ? ['Joe', 'Bob'] : ['Bob', 'Joe']
   useEffect(() => {

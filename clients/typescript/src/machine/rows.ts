@@ -64,12 +64,12 @@ export function bury(draft: Draft, table: string, id: string, result: ItemResult
 
 /**
  * Who sees a row that a result brings: results do not name them. What an old row says is from before the snapshot, which
- * may not bring the row any more. Messages have no groups.
+ * may not bring the row any more. A message of the user's own stays in any case.
  */
 export function viaOf(draft: Draft, table: string, id: string): Via {
   const before = draft.entry(table, id)
   if (before?.generation === draft.state.device.generation) return before.via
-  return table === MESSAGES ? undefined : []
+  return table === MESSAGES && !before?.via ? undefined : []
 }
 
 /** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */

@@ -42,7 +42,10 @@ export type MessageTable = Table<Message> & {
 export type Message = {
   readonly id: string
   readonly sender_id: string
-  readonly recipient_id: string
+  /** Of a message between users; one to a group has `group` and `number`. */
+  readonly recipient_id?: string
+  readonly group?: { readonly name: string; readonly id: string }
+  readonly number?: number
   readonly content: string
   readonly status: string
   readonly version: number
