@@ -893,7 +893,7 @@ impl Phone {
 
     // ------------------------------------------------------------------------------------------------ what the user sees
 
-    /// All messages by id, with the outbox applied.
+    /// All messages between users by id, with the outbox applied; those to groups are in the view of the table.
     pub(crate) fn messages(&self) -> Result<BTreeMap<String, Message>, Trouble> {
         let messages = self.view(MESSAGES)?.into_iter();
         Ok(messages
@@ -1060,12 +1060,17 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value, via: O
 }
 
 /// Stores a row of a result, which does not say who sees it. What the stored row says counts, but not that of a stale one:
-/// the snapshot may not show the row any more. Without it, a batch says so. Messages are seen by no group.
+/// the snapshot may not show the row any more. Without it, a batch says so. A message of the user's own stays in any case.
 fn put_result(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
-    let query = "SELECT via FROM rows WHERE tbl = ?1 AND id = ?2 AND NOT stale";
-    let stored: Option<Option<String>> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
-    let none = (table != MESSAGES).then(|| "[]".to_owned());
-    put(transaction, table, id, row, stored.unwrap_or(none).as_deref())
+    let query = "SELECT via, stale FROM rows WHERE tbl = ?1 AND id = ?2";
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let stored: Option<(Option<String>, bool)> = transaction.query_row(query, [table, id], read).optional()?;
+    let via = match stored {
+        Some((via, false)) => via,
+        Some((None, true)) | None if table == MESSAGES => None,
+        _ => Some("[]".to_owned()),
+    };
+    put(transaction, table, id, row, via.as_deref())
 }
 
 /// Stores a row of a batch, unless the result of an own change has brought a newer one: the batches have not reached that

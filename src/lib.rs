@@ -63,6 +63,7 @@
 //!
 //! | subject | files |
 //! |---|---|
+//! | messages to groups | `src/messages/groups.rs`, `src/route/messages.rs`, `src/sync/item.rs`; functions in `migrations/tenant/0020_group_messages.up.sql` |
 //! | groups: users who share rows | `src/config/group.rs`; the id, and the most groups of a user, in `src/contract/group.rs` and `src/contract/members.rs`; `src/route/membership.rs`, `src/sync/members.rs`, `src/live/hub.rs` |
 //! | consumer groups of Redis | `src/admin/consumer_groups.rs`, `src/cli/stream/groups.rs` |
 //! | results of uploads | decided by functions in `migrations/tenant/` (the newest that replaces one is in force); read in `src/sync/outgoing/apply.rs`, their JSON in `src/api/item_body.rs` and `docs/openapi.yaml` |

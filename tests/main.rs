@@ -31,6 +31,7 @@ mod external_identities;
 mod failover;
 mod faults;
 mod freshness;
+mod group_messages;
 mod group_pushes;
 mod groups;
 mod handoff;

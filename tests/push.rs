@@ -387,7 +387,11 @@ async fn push_candidate_that_syncs_before_the_decision_is_not_woken() {
         enrolled_ts: 0,
     });
     let counts = |event: &str| event == "new_message";
-    let found = candidates::waiting(&store, "acme", epoch, &devices, counts, false)
+    let streams = candidates::Streams {
+        shared: false,
+        groups: false,
+    };
+    let found = candidates::waiting(&store, "acme", epoch, &devices, counts, streams)
         .await
         .unwrap();
     let waiting: Vec<_> = devices.iter().zip(found.into_iter().map(Option::unwrap)).collect();

@@ -18,6 +18,8 @@ WITH erased AS (
     FROM erased WHERE d.tenant = $2 AND d.user_id = erased.id
 ), uploads AS (
     DELETE FROM posduif.upload_devices u USING devices WHERE u.tenant = $2 AND u.device_id = devices.device_id
+), marks AS (
+    DELETE FROM {schema}.message_reads r USING erased WHERE r.user_id = erased.id
 ), credentials AS (
     DELETE FROM posduif.credentials c USING erased WHERE c.tenant = $2 AND c.user_id = erased.id
 ), identities AS (

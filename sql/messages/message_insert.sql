@@ -9,7 +9,8 @@ WITH sender AS (
 ), created AS (
     INSERT INTO {schema}.messages (sender_id, recipient_id, content)
     SELECT sender.id, recipient.id, $3 FROM sender, recipient WHERE recipient.user_type = 'mobile'
-    RETURNING id, sender_id, recipient_id, content, status, version, revision, created_at, updated_at, synced_at, read_at
+    RETURNING id, sender_id, recipient_id, group_name, group_id, number, content, status, version, revision,
+           created_at, updated_at, synced_at, read_at
 )
 SELECT EXISTS (SELECT FROM sender) AS sender_is_active, (SELECT user_type FROM recipient) AS recipient_type, created.*
 FROM (VALUES (1)) AS one (row)

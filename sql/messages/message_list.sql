@@ -42,7 +42,8 @@ WITH place AS (
 ), after AS (
     SELECT id FROM (TABLE sent_after UNION ALL TABLE got_after) AS found ORDER BY created_at, id LIMIT $4
 ), page AS (
-    SELECT id, sender_id, recipient_id, content, status, version, revision, created_at, updated_at, synced_at, read_at
+    SELECT id, sender_id, recipient_id, group_name, group_id, number, content, status, version, revision,
+           created_at, updated_at, synced_at, read_at
     FROM (TABLE before UNION ALL TABLE after) AS found
     JOIN {schema}.messages USING (id)
 )

@@ -15,44 +15,53 @@ use crate::http::error::{Code, Error};
 use crate::http::query::PAGE_ROWS;
 use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
+use crate::messages::groups::GroupOfMessage;
 use crate::messages::{self, Filter, Message, Status};
 
 #[derive(Deserialize)]
-struct NewMessage {
-    recipient_id: Option<String>,
-    content: Option<String>,
+pub(crate) struct NewMessage {
+    pub(crate) recipient_id: Option<String>,
+    pub(crate) group: Option<GroupOfMessage>,
+    pub(crate) content: Option<String>,
 }
 
-/// `POST /api/messages`: from a web user to a mobile user.
+/// `POST /api/messages`: from a web user to a mobile user, or to a group.
 ///
 /// # Errors
-/// 403 if the recipient is a web user, 404 if it does not exist, 507 while the tenant is beyond its budget.
+/// 403 if the recipient is a web user, or the sender no member of the group, 404 if it does not exist, 507 while the tenant is beyond its budget.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
-    let message = create_message(&app, request.user()?, body.recipient_id, body.content).await?;
+    let message = create_message(&app, request.user()?, body).await?;
     response::json(StatusCode::CREATED, &message)
 }
 
 /// Creates a message of a web user, for requests and WebSocket items.
-pub(crate) async fn create_message(
-    app: &App,
-    sender: &WebPrincipal,
-    recipient_id: Option<String>,
-    content: Option<String>,
-) -> Result<Message, Error> {
-    let recipient = uuid("recipient_id", &required("recipient_id", recipient_id)?)?;
-    let content = checked_content(app, content)?;
-    app.budgets.check(&sender.tenant.name)?;
-    let messages = &app.messages;
-    let created = messages.create(&sender.tenant, sender.user_id, recipient, &content);
-    Ok(created.await?)
+pub(crate) async fn create_message(app: &App, sender: &WebPrincipal, message: NewMessage) -> Result<Message, Error> {
+    let (messages, tenant, user) = (&app.messages, &sender.tenant, sender.user_id);
+    if let Some(group) = message.group {
+        if message.recipient_id.is_some() {
+            return Err(Error::invalid("group", "is not allowed together with recipient_id"));
+        }
+        let group = group.checked(&app.config.groups)?;
+        let content = checked_content(app, message.content)?;
+        app.budgets.check(&tenant.name)?;
+        return Ok(messages.create_in_group(tenant, user, &group, &content).await?);
+    }
+    let recipient = uuid("recipient_id", &required("recipient_id", message.recipient_id)?)?;
+    let content = checked_content(app, message.content)?;
+    app.budgets.check(&tenant.name)?;
+    Ok(messages.create(tenant, user, recipient, &content).await?)
 }
 
-/// `GET /api/messages?recipient_id=&status=&limit=&offset=&before=&after=`, newest first.
+/// `GET /api/messages?recipient_id=&status=&group=&limit=&offset=&before=&after=`, newest first.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let filter = Filter {
         recipient: query.parsed("recipient_id", "a UUID")?,
+        group: query
+            .get("group")
+            .map(|text| text.parse::<GroupOfMessage>()?.checked(&app.config.groups))
+            .transpose()?,
         status: query
             .get("status")
             .map(|text| {
@@ -61,16 +70,26 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
             .transpose()?,
         page: query.page(PAGE_ROWS)?,
     };
+    if filter.group.is_some() && (filter.recipient.is_some() || filter.status.is_some()) {
+        return Err(Error::invalid(
+            "group",
+            "is not allowed together with recipient_id or status",
+        ));
+    }
     let caller = request.caller()?;
     let found = app.messages.list(caller.tenant(), caller.user_id(), &filter).await?;
     response::page("messages", &found, &filter.page)
 }
 
-/// `GET /api/messages/unread-count`.
+/// `GET /api/messages/unread-count`: of the messages to the caller, and in each group of the caller.
 pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
-    let count = app.messages.unread_count(caller.tenant(), caller.user_id()).await?;
-    response::json(StatusCode::OK, &json!({"unread_count": count}))
+    let (tenant, user) = (caller.tenant(), caller.user_id());
+    let mut body = json!({"unread_count": app.messages.unread_count(tenant, user).await?});
+    if let Some(groups) = app.messages.unread_in_groups(tenant, user).await? {
+        body["groups"] = json!(groups);
+    }
+    response::json(StatusCode::OK, &body)
 }
 
 /// `GET /api/messages/:id`.
@@ -111,7 +130,7 @@ pub(crate) async fn edit_message(
     Ok(app.messages.edit(tenant, author, id, content).await?)
 }
 
-/// `PUT /api/messages/:id/read` by its recipient. Idempotent.
+/// `PUT /api/messages/:id/read` by its recipient, or a member of its group. Idempotent.
 pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;

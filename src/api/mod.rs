@@ -174,7 +174,7 @@ impl App {
         let is_open = gate.clone();
         let settings = cache::Settings::new(&config.cache, Arc::new(move || is_open.is_open()), metrics.clone());
         let users = Users::new(database.clone(), &settings);
-        let messages = Messages::new(database.clone(), &settings);
+        let messages = Messages::new(database.clone(), &settings, &config);
         if config.cache.ttl_seconds > 0 {
             // The gate opens when all caches have seen a change, so it comes last.
             hub.add_listener(Arc::new(users.clone()));
@@ -219,7 +219,7 @@ impl App {
                 database: database.clone(),
                 store: store.clone(),
                 cursors: cursors.clone(),
-                rules: [Rule::encrypted_states(), Rule::conflicts()]
+                rules: Rule::of_changes(&config.groups)
                     .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),

@@ -29,9 +29,16 @@ const RESERVED_EVENTS: [&str; 2] = [event::GROUP_JOINED, event::GROUP_LEFT];
 /// The table of encrypted state.
 pub const ENCRYPTED_STATES: &str = "encrypted_states";
 
+/// The table of messages.
+pub const MESSAGES: &str = "messages";
+
+/// The table of marks: up to where members have read their groups.
+pub const MESSAGE_READS: &str = "message_reads";
+
 /// Tables of a tenant's schema whose rules are built in.
-const BUILT_IN: [&str; 6] = [
-    "messages",
+const BUILT_IN: [&str; 7] = [
+    MESSAGES,
+    MESSAGE_READS,
     "users",
     "devices",
     ENCRYPTED_STATES,
@@ -177,17 +184,41 @@ impl Rule {
         Self::built_in("message_conflicts", "user_id", event::CONFLICT, &[])
     }
 
-    /// Who sees the rows of the tables with built-in rules.
-    pub fn all_built_in() -> [Self; 5] {
+    /// The built-in rule for marks: all devices of the member.
+    pub fn message_reads() -> Self {
+        Self::built_in(MESSAGE_READS, "user_id", event::GROUP_READ, &[])
+    }
+
+    /// The part of the built-in rule for messages that concerns groups of this kind: their members.
+    pub fn messages_to(group: &str) -> Self {
+        let mut rule = Self::built_in(MESSAGES, TENANT, event::NEW_MESSAGE, &[]);
+        rule.to = vec![Recipient::Group([(group.to_owned(), "group_id".to_owned())].into())];
+        rule.when.equals = [("group_name".to_owned(), group.to_owned())].into();
+        rule
+    }
+
+    /// The built-in rules of tables that come under `changes`.
+    pub fn of_changes(groups: &Groups) -> Vec<Self> {
+        let mut rules = vec![Self::encrypted_states(), Self::conflicts()];
+        if !groups.is_empty() {
+            rules.push(Self::message_reads());
+            rules.extend(groups.keys().map(|group| Self::messages_to(group)));
+        }
+        rules
+    }
+
+    /// Who sees the rows of the tables with built-in rules, beside the members of groups.
+    pub fn all_built_in() -> [Self; 6] {
         [
             Self {
                 to: ["sender_id", "recipient_id"].map(Recipient::from).into(),
-                ..Self::built_in("messages", TENANT, "change", &[])
+                ..Self::built_in(MESSAGES, TENANT, "change", &[])
             },
             Self::built_in("users", TENANT, "change", &[]),
             Self::built_in("devices", "user_id", "change", &[]),
             Self::encrypted_states(),
             Self::conflicts(),
+            Self::message_reads(),
         ]
     }
 

@@ -19,6 +19,8 @@ use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::core::resp::{self, Reader, RespError};
 
+use crate::config::rule::{MESSAGE_READS, MESSAGES};
+
 pub use crate::config::rule::ENCRYPTED_STATES;
 
 const OP: &[u8] = b"op";
@@ -50,6 +52,7 @@ pub fn live_columns(table: &str) -> &'static [&'static str] {
     match table {
         ENCRYPTED_STATES => &["key", "version", "device_id"],
         "devices" => &["device_id", "name", "device_type"],
+        MESSAGE_READS => &["group_name", "group_id", "number"],
         _ => &[],
     }
 }
@@ -125,7 +128,8 @@ pub struct Entry {
     pub old: Option<Text>,
     /// Columns that the WAL left out, as a JSON array.
     pub unchanged: Option<Text>,
-    /// The audiences that see the row after the change, as a JSON array; only of tables that a group sees.
+    /// The audiences that see the row after the change, as a JSON array; only of tables that a group sees, and of messages to
+    /// groups.
     pub via: Option<Text>,
     /// Groups that the user joined or left by the change, see [`super::group::read`].
     pub member: Option<Text>,
@@ -216,13 +220,18 @@ impl Entry {
             .map_or(Vec::new(), |text| group::read(text.as_str()))
     }
 
-    /// What live events contain beside the row's id, JSON: the data of a message, some columns of some tables.
+    /// What live events contain beside the row's id, JSON: the data of an outbox message, the group of a message, some columns
+    /// of some tables.
     pub fn payload(&self) -> Option<Text> {
         if self.op == Operation::Message {
             return self.row.clone();
         }
         if let Some(payload) = group::payload(&self.memberships()) {
             return Some(payload.into());
+        }
+        if self.table.as_bytes() == MESSAGES.as_bytes() {
+            let via = self.via.as_ref().filter(|_| self.op != Operation::Delete)?;
+            return Some(group::message_payload(&group::of_message(via.as_str())?).into());
         }
         let columns = live_columns(self.table.as_str());
         if columns.is_empty() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::config::group::USER;
 use crate::core::event::{GROUP_JOINED, GROUP_LEFT};
 
 /// Longest id of a group in bytes.
@@ -154,6 +155,18 @@ pub fn payload(memberships: &[Membership]) -> Option<String> {
     }
 }
 
+/// What live events about a message contain of the group to which it goes, JSON.
+pub fn message_payload(group: &GroupId) -> String {
+    serde_json::json!({"group": {"name": group.name(), "id": group.id()}}).to_string()
+}
+
+/// The group among the audiences of a message, which are a JSON array.
+pub fn of_message(via: &str) -> Option<GroupId> {
+    let audiences: Vec<&str> = serde_json::from_str(via).ok()?;
+    let group: GroupId = audiences.first()?.parse().ok()?;
+    (group.name() != USER).then_some(group)
+}
+
 /// Reads a notice's event and its [`payload()`]; empty for other events.
 pub fn of_notice(event: &str, payload: &str) -> Vec<Membership> {
     if !is_about_membership(event) {
@@ -232,6 +245,22 @@ mod tests {
             read(&text);
             of_notice(GROUP_JOINED, &text);
             let _: Result<GroupId, _> = text.parse();
+        }
+    }
+
+    #[test]
+    fn group_of_a_message_is_the_first_of_its_audiences() {
+        let group = of_message(r#"["list:4:2","user:6adcb195-0000-0000-0000-000000000000"]"#).unwrap();
+        assert_eq!((group.name(), group.id()), ("list", "4:2"));
+        assert_eq!(message_payload(&group), r#"{"group":{"id":"4:2","name":"list"}}"#);
+        for other in [
+            r#"["user:6adcb195-0000-0000-0000-000000000000"]"#,
+            r#"["tenant"]"#,
+            "[]",
+            "",
+            "{}",
+        ] {
+            assert_eq!(of_message(other), None, "{other}");
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A notice is a JSON array `[id, tenant, table, row id or null, xid, commit time, [[event, op, users or null, groups], …]]`, where
 //! `groups` is left out without any. A
-//! payload may follow as the last element: the data of an outbox message, or some columns of the row.
+//! payload may follow as the last element: the data of an outbox message, the group of a message, or some columns of the row.
 
 use std::io::Write as _;
 
@@ -98,7 +98,7 @@ pub struct ChangeNotice {
     /// Commit time, µs since 1970.
     pub commit_ts: i64,
     pub recipients: Vec<Recipients>,
-    /// The data of an outbox message, or some columns of the row.
+    /// The data of an outbox message, the group of a message, or some columns of the row.
     #[serde(default)]
     pub payload: Option<Box<RawValue>>,
 }

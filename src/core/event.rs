@@ -7,6 +7,9 @@ pub const MESSAGE_SYNCED: &str = "message_synced";
 pub const MESSAGE_DELETED: &str = "message_deleted";
 pub const STATE_CHANGED: &str = "state_changed";
 pub const CONFLICT: &str = "conflict";
+
+/// The user has read messages of a group, on one of their devices or pages.
+pub const GROUP_READ: &str = "group_read";
 pub const DEVICE_ADDED: &str = "device_added";
 
 /// The user joined a group.
@@ -26,16 +29,21 @@ pub const TENANT_PAUSED: &str = "tenant_paused";
 /// For API nodes: what has waited must be read from the streams.
 pub const TENANT_RESUMED: &str = "tenant_resumed";
 
-/// Events that go to single users by built-in rules. The shared stream holds none of them.
-pub const PERSONAL: [&str; 7] = [
-    NEW_MESSAGE,
-    MESSAGE_UPDATED,
-    MESSAGE_READ,
-    MESSAGE_SYNCED,
-    MESSAGE_DELETED,
-    STATE_CHANGED,
-    CONFLICT,
-];
+/// Events of built-in rules that go to single users only. No stream of several users holds them.
+const PERSONAL: [&str; 5] = [MESSAGE_READ, MESSAGE_SYNCED, STATE_CHANGED, CONFLICT, GROUP_READ];
+
+/// Events about messages that go to their groups, too.
+const OF_MESSAGES: [&str; 3] = [NEW_MESSAGE, MESSAGE_UPDATED, MESSAGE_DELETED];
+
+/// Whether the stream of all users of a tenant can hold an event.
+pub fn is_for_tenants(event: &str) -> bool {
+    is_for_groups(event) && !OF_MESSAGES.contains(&event)
+}
+
+/// Whether the streams of groups can hold an event.
+pub fn is_for_groups(event: &str) -> bool {
+    !PERSONAL.contains(&event)
+}
 
 /// Events that the server itself sends, so that no writer of the outbox may.
 pub const RESERVED: [&str; 12] = [

@@ -1,11 +1,13 @@
 //! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, budgets of tenants, pages of lists,
-//! checks of input, and lines of users before the pool.
+//! checks of input, lines of users before the pool, and
+//! users as members of groups.
 
 pub mod budgets;
 pub mod cache;
 mod check;
 mod page;
 pub mod turns;
+pub mod viewer;
 
 pub use self::check::{check_line, check_text, has_control, has_nul};
 pub use self::page::{page_row_id, read_page, read_page_seen};

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config;
+use crate::config::rule::MESSAGES;
 use crate::contract::entry::Entry;
 use crate::contract::group::{self, GroupId, Membership};
 use crate::contract::keys::Keys;
@@ -53,7 +54,7 @@ pub struct Notice {
     pub op: Operation,
     /// The live event's name.
     pub event: String,
-    /// The payload, JSON: the data of an outbox message, some columns of some tables.
+    /// The payload, JSON: the data of an outbox message, the group of a message, some columns of some tables.
     pub data: Option<String>,
     /// What clients receive, written once for all of them; see [`Notice::rendered`].
     pub(crate) rendered: OnceLock<Box<str>>,
@@ -91,6 +92,13 @@ impl Notice {
             ..self.clone()
         });
         parts.collect()
+    }
+
+    /// The group to which a message goes: its name and id.
+    pub fn group_of_message(&self) -> Option<serde_json::Value> {
+        let is_there = self.table == MESSAGES && self.op != Operation::Delete;
+        let data = self.data.as_ref().filter(|_| is_there)?;
+        Some(serde_json::from_str::<serde_json::Value>(data).ok()?["group"].take())
     }
 
     /// The row's id, if it is a UUID.

@@ -8,7 +8,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Json, Type};
 use uuid::Uuid;
 
 use crate::core::page::{Page, Rows};
@@ -140,7 +140,7 @@ pub enum Resolution {
 /// on which the decision is based, by default the one in the conflict.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Forbidden`] for another user's conflict, [`Error::Conflict`] when it was resolved in another
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's conflict, or one in a group that the user left, [`Error::Conflict`] when it was resolved in another
 /// way or the message has changed since.
 pub async fn resolve(
     messages: &Messages,
@@ -155,6 +155,7 @@ pub async fn resolve(
         Resolution::Server => ("server", None),
         Resolution::Merged(text) => ("merged", Some(text.as_str())),
     };
+    let lists = Json(messages.lists(tenant, user).await?);
     let row = messages
         .database()
         .query_opt(
@@ -165,6 +166,8 @@ pub async fn resolve(
                 (&word, Type::TEXT),
                 (&merged, Type::TEXT),
                 (&base, Type::INT8),
+                (&tenant.schema, Type::TEXT),
+                (&lists, Type::JSONB),
             ],
         )
         .await?
@@ -178,6 +181,10 @@ pub async fn resolve(
             )));
         }
         ("moved", None) => return Err(not_a_message(messages, tenant, user, id).await?),
+        ("left", _) => {
+            let text = "the message is in a group of which you are no member: resolve with `server`";
+            return Err(Error::Forbidden(text));
+        }
         ("foreign", _) => return Err(Error::Forbidden("this conflict is another user's")),
         _ => return Err(Error::NotFound("conflict")),
     }

@@ -1,20 +1,24 @@
-//! Messages between web users and mobile users, and their caches.
+//! Messages between web users and mobile users, and to groups, and their caches.
 //!
-//! Sender and recipient may read a message; the sender may edit and delete it (a soft delete, for both sides); the recipient
-//! may mark it read. A deleted message is not found. For all other users a message is forbidden, and nothing of it is shown.
+//! Sender and recipient, or the members of the group, may read a message; the sender may edit and delete it (a soft delete, for
+//! all sides); the recipient may mark it read. A deleted message is not found. For all other users a message is forbidden, and
+//! nothing of it is shown. [`groups`] has what is special about groups.
 //!
 //! The trigger `messages_new_version` increments versions, no statement here does.
 
 pub mod conflicts;
+pub mod groups;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Json, Type};
 use uuid::Uuid;
 
+use self::groups::{GroupOfMessage, NO_MEMBER};
+use crate::config::Config;
 use crate::core::operation::Operation;
 use crate::core::page::{Page, Rows, Start};
 use crate::core::snapshot::Snapshot;
@@ -70,7 +74,15 @@ impl Status {
 pub struct Message {
     pub id: Uuid,
     pub sender_id: Uuid,
-    pub recipient_id: Uuid,
+    /// Of a message between users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient_id: Option<Uuid>,
+    /// Of a message to a group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupOfMessage>,
+    /// The place in the group, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<i64>,
     pub content: String,
     pub status: Status,
     /// Increases with every change of the content.
@@ -88,10 +100,16 @@ impl Message {
     /// Reads the columns named like the fields.
     pub fn from_row(row: &Row) -> Result<Self, Error> {
         let status: &str = row.try_get("status")?;
+        let group = (row.try_get("group_name")?, row.try_get("group_id")?);
         Ok(Self {
             id: row.try_get("id")?,
             sender_id: row.try_get("sender_id")?,
             recipient_id: row.try_get("recipient_id")?,
+            group: match group {
+                (Some(name), Some(id)) => Some(GroupOfMessage { name, id }),
+                _ => None,
+            },
+            number: row.try_get("number")?,
             content: row.try_get("content")?,
             status: Status::parse(status)
                 .ok_or_else(|| Error::Internal(format!("a message has the unknown status {status:?}")))?,
@@ -121,6 +139,8 @@ pub fn check_content(content: &str, chars_max: usize) -> Result<(), Error> {
 pub struct Filter {
     /// Only to this recipient.
     pub recipient: Option<Uuid>,
+    /// Only to this group, of which the user must be a member; without other filters.
+    pub group: Option<GroupOfMessage>,
     /// Only with this status.
     pub status: Option<Status>,
     pub page: Page,
@@ -134,15 +154,17 @@ pub struct Messages(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     database: Database,
+    config: Arc<Config>,
     messages: RowCache<Message>,
     unread: RowCache<i64>,
     totals: RowCache<i64>,
 }
 
 impl Messages {
-    pub fn new(database: Database, settings: &Settings) -> Self {
+    pub fn new(database: Database, settings: &Settings, config: &Arc<Config>) -> Self {
         Self(Arc::new(Shared {
             database,
+            config: config.clone(),
             messages: RowCache::weighted(
                 metrics::Cache::Message,
                 settings,
@@ -191,17 +213,22 @@ impl Messages {
         }
     }
 
-    /// A page of the messages that the user sent or received, newest first by `(created_at, id)`. A page before or after a
-    /// message costs the same however long the list is, and the message may be deleted meanwhile. The length of the list
-    /// without filters is cached.
+    /// A page of the messages that the user sent or received, newest first by `(created_at, id)`; those of a group are listed by
+    /// their number. A page before or after a message costs the same however long the list is, and the message may be deleted
+    /// meanwhile. The length of the list without filters is cached.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the row of `before` or `after` is no message of the user.
+    /// [`Error::Invalid`] when the row of `before` or `after` is no message of the list, [`Error::Forbidden`] for a group of
+    /// which the user is no member.
     pub async fn list(&self, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Message>, Error> {
+        if let Some(group) = &filter.group {
+            return self.list_of_group(tenant, user, group, &filter.page).await;
+        }
         let is_total = matches!(
             filter,
             Filter {
                 recipient: None,
+                group: None,
                 status: None,
                 page: Page {
                     start: Start::Offset(_),
@@ -310,13 +337,17 @@ impl Messages {
     /// One message.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is neither sender nor recipient.
+    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is neither sender nor recipient, nor a member of the group.
     pub async fn get(&self, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
         let message = self.find(tenant, id).await?;
-        if message.sender_id != user && message.recipient_id != user {
-            return Err(Error::Forbidden("this message is between other users"));
+        if message.sender_id == user || message.recipient_id == Some(user) {
+            return Ok(message);
         }
-        Ok(message)
+        match &message.group {
+            Some(group) if self.is_member(tenant, user, group).await? => Ok(message),
+            Some(_) => Err(Error::Forbidden(NO_MEMBER)),
+            None => Err(Error::Forbidden("this message is between other users")),
+        }
     }
 
     /// One message, without a check of the user.
@@ -333,7 +364,7 @@ impl Messages {
         let message = Message::from_row(&row)?;
         // The change stream does not carry the acknowledgement of a message to oneself.
         if let Some(ticket) = ticket
-            && message.sender_id != message.recipient_id
+            && Some(message.sender_id) != message.recipient_id
         {
             self.0
                 .messages
@@ -345,31 +376,47 @@ impl Messages {
     /// Replaces the content of a message. The same content is no change. The caller has checked the content.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the sender.
+    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the sender, or no more a member of the group.
     pub async fn edit(&self, tenant: &Tenant, user: Uuid, id: Uuid, content: &str) -> Result<Message, Error> {
+        let lists = Json(self.lists(tenant, user).await?);
         let row = self
             .database()
             .query_often(
                 &sql!("messages/message_edit", tenant),
-                &[(&id, Type::UUID), (&user, Type::UUID), (&content, Type::TEXT)],
+                &[
+                    (&id, Type::UUID),
+                    (&user, Type::UUID),
+                    (&content, Type::TEXT),
+                    (&tenant.schema, Type::TEXT),
+                    (&lists, Type::JSONB),
+                ],
             )
             .await?;
-        self.changed(tenant, row, "only the sender may edit a message")
+        let forbidden = "only the sender may edit a message, and one to a group only as a member of it";
+        self.changed(tenant, row, forbidden)
     }
 
-    /// Marks a message read. A repetition changes nothing.
+    /// Marks a message read. A repetition changes nothing. In a group it moves the user's mark to the message, and changes
+    /// nothing of the message.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the recipient.
+    /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the recipient, nor a member of the group.
     pub async fn mark_read(&self, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
+        let lists = Json(self.lists(tenant, user).await?);
         let row = self
             .database()
             .query_often(
                 &sql!("messages/message_mark_read", tenant),
-                &[(&id, Type::UUID), (&user, Type::UUID)],
+                &[
+                    (&id, Type::UUID),
+                    (&user, Type::UUID),
+                    (&tenant.schema, Type::TEXT),
+                    (&lists, Type::JSONB),
+                ],
             )
             .await?;
-        self.changed(tenant, row, "only the recipient may mark a message read")
+        let forbidden = "only the recipient may mark a message read, and in a group its members";
+        self.changed(tenant, row, forbidden)
     }
 
     /// Deletes a message, for both sides.
@@ -399,7 +446,8 @@ impl Messages {
             return Err(Error::NotFound("message"));
         }
         let message = Message::from_row(&row)?;
-        self.invalidate(tenant, [message.id], &[message.sender_id, message.recipient_id]);
+        let recipient = message.recipient_id.unwrap_or(message.sender_id);
+        self.invalidate(tenant, [message.id], &[message.sender_id, recipient]);
         Ok(message)
     }
 

@@ -221,8 +221,15 @@ pub struct Claimed {
     pub now_ms: i64,
 }
 
-/// What waits for devices that were not woken, each by its place in the list. `is_shared` says whether streams of several
-/// users can hold what counts: the shared one, and those of groups.
+/// Which streams of several users can hold what counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams {
+    /// That of the whole tenant.
+    pub shared: bool,
+    pub groups: bool,
+}
+
+/// What waits for devices that were not woken, each by its place in the list.
 ///
 /// # Errors
 /// See [`Error`].
@@ -232,7 +239,7 @@ pub async fn waiting(
     epoch: EpochId,
     devices: &[Device],
     counts: impl Fn(&str) -> bool,
-    is_shared: bool,
+    streams: Streams,
 ) -> Result<Vec<Option<Waiting>>, Error> {
     let keys = store.keys();
     let mut pipe = redis::pipe();
@@ -249,8 +256,10 @@ pub async fn waiting(
             continue;
         }
         looks.push((index, keys.inbox(tenant, &device.user.to_string()), progress.has));
-        if is_shared {
+        if streams.shared {
             looks.push((index, keys.shared(tenant), progress.has));
+        }
+        if streams.groups {
             members.push((index, progress.has));
         }
     }

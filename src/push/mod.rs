@@ -26,7 +26,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::candidates::{Decision, Device, PushCandidates, Terms};
+use self::candidates::{Decision, Device, PushCandidates, Streams, Terms};
 use self::groups::GroupScans;
 use self::schedule::Schedule;
 use self::webhook::Webhook;
@@ -264,11 +264,11 @@ impl Waker {
         let epoch = self.store.view().await?.epoch;
         let counts =
             |event: &str| !event.is_empty() && settings.events.iter().any(|wanted| wanted == "*" || wanted == event);
-        let is_shared = !settings
-            .events
-            .iter()
-            .all(|event| event::PERSONAL.contains(&event.as_str()));
-        let found = candidates::waiting(&self.store, &tenant.name, epoch, devices, counts, is_shared).await?;
+        let streams = Streams {
+            shared: settings.events.iter().any(|event| event::is_for_tenants(event)),
+            groups: settings.events.iter().any(|event| event::is_for_groups(event)),
+        };
+        let found = candidates::waiting(&self.store, &tenant.name, epoch, devices, counts, streams).await?;
         let waiting: Vec<_> = devices
             .iter()
             .zip(found)

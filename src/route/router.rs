@@ -9,7 +9,7 @@ use super::tenancy::Tenancy;
 use crate::config::Config;
 use crate::config::group::{Group, Groups};
 use crate::config::placement::Placement;
-use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT, user_names};
+use crate::config::rule::{ENCRYPTED_STATES, MESSAGE_READS, MESSAGES, Recipient, Rule, TENANT, user_names};
 use crate::contract::entry::{live_columns, removal_columns};
 use crate::contract::group::{GroupId, InvalidId, Membership};
 use crate::contract::stream_name::Audience;
@@ -22,7 +22,14 @@ use crate::decode::relation::Relation;
 pub const SCHEMA_PREFIX: &str = "tenant_";
 
 /// Tables with built-in rules.
-const BUILT_IN: [&str; 5] = ["messages", "users", ENCRYPTED_STATES, "message_conflicts", "devices"];
+const BUILT_IN: [&str; 6] = [
+    MESSAGES,
+    MESSAGE_READS,
+    "users",
+    ENCRYPTED_STATES,
+    "message_conflicts",
+    "devices",
+];
 
 /// One change for one audience.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -257,7 +264,7 @@ impl Router {
         match &*relation.table {
             // What only has the name of one of Posduif's.
             _ if is_outside => {}
-            "messages" => match messages::Columns::of(relation) {
+            MESSAGES => match messages::Columns::of(relation) {
                 Ok(columns) => plan.messages = Some(columns),
                 Err(column) => plan.broken = Some(format!("table messages lacks the column {column}")),
             },
@@ -272,6 +279,7 @@ impl Router {
             }
             ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
             "message_conflicts" => plan.store(&Rule::conflicts(), relation),
+            MESSAGE_READS => plan.store(&Rule::message_reads(), relation),
             "devices" => {
                 plan.inbox_column = relation.column("user_id");
                 // API nodes drop a device that changed from their caches.
@@ -346,8 +354,19 @@ impl Plan {
         self.members.is_some()
     }
 
+    /// The group to which a message goes, by who sees it.
+    pub fn group_of_message<'a>(&self, audiences: &'a [Audience]) -> Option<&'a GroupId> {
+        match audiences.first() {
+            Some(Audience::Group(group)) if self.messages.is_some() => Some(group),
+            _ => None,
+        }
+    }
+
     /// Who sees a row after the change, where a rule sends rows of this table to groups.
     pub fn audiences(&self, tenant: &str, row: &Row<'_>) -> Option<Vec<Audience>> {
+        if let Some(columns) = &self.messages {
+            return columns.audiences(row);
+        }
         if !self.names_audiences {
             return None;
         }
@@ -381,10 +400,7 @@ impl Plan {
             let start = out.len();
             if let Err(cause) = columns.route(row, out) {
                 out.truncate(start);
-                result = Err(RouteError::Recipient {
-                    column: "sender_id or recipient_id".into(),
-                    cause,
-                });
+                result = Err(cause);
             }
         }
         for route in &self.live_only {

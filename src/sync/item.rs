@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use bytes::{BufMut as _, BytesMut};
 
+use crate::config::group::USER as USER_AUDIENCE;
+use crate::config::rule::MESSAGES;
 use crate::contract::entry::{Entry, Text};
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::json::members;
@@ -48,28 +50,48 @@ impl Item {
     }
 }
 
-/// The visible columns of a message in the API's order, each with the JSON before its value; values are copied.
-const MESSAGE: [&str; 11] = [
-    "{\"id\":",
-    ",\"sender_id\":",
-    ",\"recipient_id\":",
-    ",\"content\":",
-    ",\"status\":",
-    ",\"version\":",
-    ",\"revision\":",
-    ",\"created_at\":",
-    ",\"updated_at\":",
-    ",\"synced_at\":",
-    ",\"read_at\":",
+/// A column of a row as clients see it: its name, and the JSON before its value, which is copied.
+type Shown = (&'static str, &'static str);
+
+/// The visible columns of a message between users in the API's order.
+const MESSAGE: [Shown; 11] = [
+    ("id", "{\"id\":"),
+    ("sender_id", ",\"sender_id\":"),
+    ("recipient_id", ",\"recipient_id\":"),
+    ("content", ",\"content\":"),
+    ("status", ",\"status\":"),
+    ("version", ",\"version\":"),
+    ("revision", ",\"revision\":"),
+    ("created_at", ",\"created_at\":"),
+    ("updated_at", ",\"updated_at\":"),
+    ("synced_at", ",\"synced_at\":"),
+    ("read_at", ",\"read_at\":"),
+];
+
+/// Those of a message to a group.
+const GROUP_MESSAGE: [Shown; 13] = [
+    ("id", "{\"id\":"),
+    ("sender_id", ",\"sender_id\":"),
+    ("group_name", ",\"group\":{\"name\":"),
+    ("group_id", ",\"id\":"),
+    ("number", "},\"number\":"),
+    ("content", ",\"content\":"),
+    ("status", ",\"status\":"),
+    ("version", ",\"version\":"),
+    ("revision", ",\"revision\":"),
+    ("created_at", ",\"created_at\":"),
+    ("updated_at", ",\"updated_at\":"),
+    ("synced_at", ",\"synced_at\":"),
+    ("read_at", ",\"read_at\":"),
 ];
 
 /// The visible columns of a user.
-const USER: [&str; 5] = [
-    "{\"id\":",
-    ",\"username\":",
-    ",\"user_type\":",
-    ",\"created_at\":",
-    ",\"updated_at\":",
+const USER: [Shown; 5] = [
+    ("id", "{\"id\":"),
+    ("username", ",\"username\":"),
+    ("user_type", ",\"user_type\":"),
+    ("created_at", ",\"created_at\":"),
+    ("updated_at", ",\"updated_at\":"),
 ];
 
 /// Allocation size of the buffer for projected rows.
@@ -135,15 +157,23 @@ fn version(entry: Entry, memory: &mut BytesMut) -> Version {
         _ => (entry.row_id(), None),
     };
     let former = former.map(|id| Box::new((entry.table.clone(), id)));
-    let row = entry.row.filter(|_| entry.op != Operation::Delete);
+    let mut row = entry.row.filter(|_| entry.op != Operation::Delete);
+    let mut is_partial = row.is_some() && entry.unchanged.is_some();
     let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
-        b"messages" => project(row, &MESSAGE, memory).map(Item::Message),
+        // One that a group sees comes with its audiences, as rows of own tables.
+        b"messages" if entry.via.is_none() => project(row, &MESSAGE, memory).map(Item::Message),
         b"users" => project(row, &USER, memory).map(Item::User),
         _ => None,
     });
+    if entry.table.as_bytes() == b"messages"
+        && entry.via.is_some()
+        && let Some(message) = row.as_ref().and_then(|row| message(row, memory))
+    {
+        (row, is_partial) = (Some(message), false);
+    }
     let item = shown.unwrap_or_else(|| {
         Item::Change(Change {
-            is_partial: row.is_some() && entry.unchanged.is_some(),
+            is_partial,
             table: entry.table.clone(),
             op: entry.op.as_str(),
             id: id.clone(),
@@ -234,14 +264,45 @@ pub fn partial_rows(versions: &[Version]) -> Vec<(StreamId, (Text, Text))> {
     found
 }
 
+/// A message as the API shows it; `None` if a column is missing.
+fn message(row: &Text, memory: &mut BytesMut) -> Option<Text> {
+    let is_group = |(name, value): (&[u8], &[u8])| name == b"group_id" && value != b"null";
+    match members(row.as_bytes()).any(is_group) {
+        true => project(row, &GROUP_MESSAGE, memory),
+        false => project(row, &MESSAGE, memory),
+    }
+}
+
+/// A row that was read from Postgres as clients see it, and who sees it.
+pub(super) fn shown(table: &str, row: Text, via: Option<Text>) -> (Text, Option<Text>) {
+    if table != MESSAGES {
+        return (row, via);
+    }
+    let value = |column: &[u8]| {
+        let (_, value) = members(row.as_bytes()).find(|(name, _)| *name == column)?;
+        serde_json::from_slice::<Option<String>>(value).ok()?
+    };
+    let of_group = value(b"group_name").zip(value(b"group_id")).zip(value(b"sender_id"));
+    let Some((((name, id), sender), message)) = of_group.zip(message(&row, &mut BytesMut::new())) else {
+        return (row, None);
+    };
+    (message, Some(audiences(&name, &id, &sender)))
+}
+
+/// Who sees a message to a group, a JSON array: the members, and the sender in any case.
+pub(super) fn audiences(name: &str, id: &str, sender: &str) -> Text {
+    serde_json::json!([format!("{name}:{id}"), format!("{USER_AUDIENCE}:{sender}")])
+        .to_string()
+        .into()
+}
+
 /// Projects a row to these columns; `None` if one is missing.
-fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMut) -> Option<Text> {
+fn project<const N: usize>(row: &Text, columns: &[Shown; N], memory: &mut BytesMut) -> Option<Text> {
     let mut values: [Option<&[u8]>; N] = [None; N];
     // Rows usually have the columns in the same order, so the next one is tried first.
     let mut expected = 0;
     for (name, value) in members(row.as_bytes()) {
-        // The name is between the quotes.
-        let is = |column: &&str| &column.as_bytes()[2..column.len() - 2] == name;
+        let is = |(column, _): &Shown| column.as_bytes() == name;
         let rest = columns[expected..].iter().position(is).map(|at| expected + at);
         if let Some(at) = rest.or_else(|| columns.iter().position(is)) {
             values[at] = Some(value);
@@ -252,12 +313,12 @@ fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMu
     if memory.capacity() < row.as_bytes().len() {
         memory.reserve(row.as_bytes().len().max(PIECE_BYTES));
     }
-    for (column, value) in columns.iter().zip(values) {
+    for ((_, before), value) in columns.iter().zip(values) {
         let Some(value) = value else {
             memory.clear();
             return None;
         };
-        memory.put_slice(column.as_bytes());
+        memory.put_slice(before.as_bytes());
         memory.put_slice(value);
     }
     memory.put_u8(b'}');
@@ -416,6 +477,49 @@ mod tests {
     fn deleted_row_has_no_content() {
         let items = collapse(vec![entry(1, Operation::Delete, "a", "secret")]);
         assert!(matches!(&items[..], [Item::Change(Change { row: None, .. })]));
+    }
+
+    #[test]
+    fn message_that_a_group_sees_is_a_change_with_its_audiences() {
+        let of_group = |content: &str| {
+            let row = entry(1, Operation::Insert, "a", content).row.unwrap();
+            let with_group = row.as_str().replace(
+                r#""recipient_id":"r""#,
+                r#""recipient_id":null,"group_name":"list","group_id":"4\"2","number":7"#,
+            );
+            Text::from(with_group)
+        };
+        let mut sent = entry(1, Operation::Insert, "a", "");
+        let via = r#"["list:4\"2","user:s"]"#;
+        (sent.row, sent.via) = (Some(of_group("hi")), Some(via.to_owned().into()));
+        let mut moved = entry(2, Operation::Update, "b", "direct");
+        moved.via = Some(r#"["user:r","user:s"]"#.to_owned().into());
+        let items = collapse(vec![sent, moved]);
+        let [Item::Change(sent), Item::Change(moved)] = &items[..] else {
+            panic!("{items:?}");
+        };
+        let row: serde_json::Value = serde_json::from_slice(sent.row.as_ref().unwrap().as_bytes()).unwrap();
+        assert_eq!(
+            row,
+            serde_json::json!({"id": "a", "sender_id": "s", "group": {"name": "list", "id": "4\"2"}, "number": 7,
+                "content": "hi", "status": "pending_sync", "version": 1, "revision": 1, "created_at": "c",
+                "updated_at": "u", "synced_at": null, "read_at": null})
+        );
+        assert!(!sent.is_partial);
+        let row: serde_json::Value = serde_json::from_slice(moved.row.as_ref().unwrap().as_bytes()).unwrap();
+        assert_eq!(
+            (&row["recipient_id"], &row["group"]),
+            (&"r".into(), &serde_json::Value::Null)
+        );
+
+        // The same, read from Postgres.
+        let (json, found) = shown("messages", of_group("hi"), None);
+        assert_eq!((Some(&json), found.unwrap().as_str()), (sent.row.as_ref(), via));
+        let direct = entry(1, Operation::Insert, "a", "1").row.unwrap();
+        assert_eq!(
+            shown("messages", direct.clone(), Some(via.to_owned().into())),
+            (direct, None)
+        );
     }
 
     #[test]

@@ -6,13 +6,14 @@ use postgres_types::Type;
 use uuid::Uuid;
 
 use super::described::{Column, Parameters, Table};
-use super::tables::{FIRST_USER_OID, Routing, Viewer};
+use super::tables::{FIRST_USER_OID, Routing};
 use crate::config::group::Group;
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::group::GroupId;
 use crate::core::subject::UserNames;
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::feature;
+use crate::feature::viewer::Viewer;
 use crate::postgres::{Database, Statement};
 
 /// The table with the memberships of a group.

@@ -13,10 +13,10 @@ use postgres_types::{PgLsn, Type};
 use uuid::Uuid;
 
 use super::cursor::{ID_BYTES_MAX, PageStart};
-use super::item::{Change, Item};
+use super::item::{self, Change, Item};
 use super::members;
 use super::tables::{self, Bounds, Routing, Selection};
-use crate::config::rule::{Recipient, Rule};
+use crate::config::rule::{MESSAGES, Recipient, Rule};
 use crate::contract::checkpoint::View;
 use crate::contract::control::Command;
 use crate::contract::entry::Text;
@@ -549,7 +549,19 @@ async fn rows(
         } else {
             let message = Message::from_row(row)?;
             let is_pending = start.phase == RECEIVED && message.status == Status::PendingSync;
-            (Item::Message(to_json(&message)?), is_pending.then_some(message.id))
+            let json = to_json(&message)?;
+            let item = match &message.group {
+                None => Item::Message(json),
+                Some(group) => Item::Change(Change {
+                    table: MESSAGES.to_owned().into(),
+                    op: Operation::Insert.as_str(),
+                    id: Some(message.id.to_string().into()),
+                    row: Some(json),
+                    is_partial: false,
+                    via: Some(item::audiences(&group.name, &group.id, &message.sender_id.to_string())),
+                }),
+            };
+            (item, is_pending.then_some(message.id))
         };
         found.push(SnapshotRow {
             item,
@@ -601,23 +613,26 @@ async fn table_rows(
     let selection = Selection { rule, group };
     let (database, tenant, user) = (scope.database, scope.tenant, scope.user);
     let part = tables::visible(database, tenant, user, scope.routing, selection, after, bounds).await?;
-    let row = |row: tables::Row| SnapshotRow {
-        item: Item::Change(Change {
-            table: rule.table.clone().into(),
-            op: Operation::Insert.as_str(),
-            id: Some(row.id.clone().into()),
-            row: Some(row.json),
-            is_partial: false,
-            via: row.via,
-        }),
-        pending: None,
-        next: match group {
-            Some(group) => start_of_group(group, start.rule, &row.id),
-            None => PageStart {
-                id: row.id,
-                ..start.clone()
+    let row = |row: tables::Row| {
+        let (json, via) = item::shown(&rule.table, row.json, row.via);
+        SnapshotRow {
+            item: Item::Change(Change {
+                table: rule.table.clone().into(),
+                op: Operation::Insert.as_str(),
+                id: Some(row.id.clone().into()),
+                row: Some(json),
+                is_partial: false,
+                via,
+            }),
+            pending: None,
+            next: match group {
+                Some(group) => start_of_group(group, start.rule, &row.id),
+                None => PageStart {
+                    id: row.id,
+                    ..start.clone()
+                },
             },
-        },
+        }
     };
     Ok((part.rows.into_iter().map(row).collect(), part.is_cut))
 }

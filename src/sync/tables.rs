@@ -24,6 +24,7 @@ use crate::core::subject::UserNames;
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::decode::value;
 use crate::feature;
+use crate::feature::viewer::Viewer;
 use crate::postgres::{Database, Statement, sql};
 
 /// OIDs below are of types that Postgres brings.
@@ -48,46 +49,7 @@ pub struct Row {
     pub via: Option<Text>,
 }
 
-/// A user as the columns of rules and groups name the user.
-#[derive(Debug)]
-pub(super) struct Viewer<'a> {
-    pub(super) tenant: &'a Tenant,
-    pub(super) user: Uuid,
-    /// With the prefix of its provider.
-    subject: Option<String>,
-}
-
 impl<'a> Viewer<'a> {
-    /// Reads the subject of a user if columns that name users in one of these ways may hold it.
-    pub(super) async fn of(
-        database: &Database,
-        tenant: &'a Tenant,
-        user: Uuid,
-        mut names: impl Iterator<Item = UserNames>,
-    ) -> Result<Self, feature::Error> {
-        let mut subject = None;
-        if names.any(|names| names != UserNames::Ids) {
-            let row = database
-                .query_opt(
-                    &sql!("sync/user_subject"),
-                    &[(&tenant.name, Type::TEXT), (&user, Type::UUID)],
-                )
-                .await?;
-            subject = row.map(|row| row.try_get("subject")).transpose()?;
-        }
-        Ok(Self { tenant, user, subject })
-    }
-
-    /// A user whom columns name by id.
-    #[cfg(test)]
-    pub(super) fn with_id(tenant: &'a Tenant, user: Uuid) -> Self {
-        Self {
-            tenant,
-            user,
-            subject: None,
-        }
-    }
-
     /// The author of uploads.
     pub(super) async fn author(
         database: &Database,
@@ -100,11 +62,6 @@ impl<'a> Viewer<'a> {
         let subjects = subjects.chain(routing.groups.values().map(|group| &group.subjects));
         let names = subjects.map(|subjects| routing.names(subjects.as_ref()));
         Self::of(database, tenant, user, names).await
-    }
-
-    /// The values of a column that name the user, preferred ones first.
-    pub(super) fn values(&self, names: &UserNames) -> Vec<String> {
-        names.values(self.user, self.subject.as_deref())
     }
 }
 

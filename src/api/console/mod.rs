@@ -83,7 +83,7 @@ impl Console {
                 public: diagnostics.config.public_url(),
                 admin: Some(admin_url),
             },
-            messages: Messages::new(diagnostics.database.clone(), &never),
+            messages: Messages::new(diagnostics.database.clone(), &never, &diagnostics.config),
             doctor: Mutex::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             diagnostics,

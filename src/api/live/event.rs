@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use crate::config::rule::ENCRYPTED_STATES;
+use crate::config::rule::{ENCRYPTED_STATES, MESSAGES};
 use crate::core::event;
 use crate::core::operation::Operation;
 use crate::live::tail::Notice;
@@ -90,8 +90,12 @@ impl<'a> Event<'a> {
     pub fn change(notice: &'a Notice) -> Self {
         let name = kind(&notice.event);
         let data = notice.rendered(|notice| {
-            if notice.table == "messages" {
-                return json!({"type": name, "message_id": notice.row_id}).to_string();
+            if notice.table == MESSAGES {
+                let mut data = json!({"type": name, "message_id": notice.row_id});
+                if let Some(group) = notice.group_of_message() {
+                    data["group"] = group;
+                }
+                return data.to_string();
             }
             if let Some(membership) = notice.membership() {
                 let group = membership.group();
@@ -113,7 +117,7 @@ impl<'a> Event<'a> {
             }
             data.to_string()
         });
-        let is_own = name != notice.event && notice.table != "messages";
+        let is_own = name != notice.event && notice.table != MESSAGES;
         Self {
             name,
             own_name: is_own.then_some(notice.event.as_str()),

@@ -538,7 +538,8 @@ fn is_join(notice: &Notice) -> bool {
 }
 
 fn is_new_message(notice: &Notice) -> bool {
-    notice.event == NEW_MESSAGE && notice.table == "messages"
+    // A message to a group has many readers: each would count.
+    notice.event == NEW_MESSAGE && notice.table == "messages" && notice.group_of_message().is_none()
 }
 
 /// A feed after this id if there is one, else from now on; and the number of rows pending for a device.

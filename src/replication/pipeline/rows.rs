@@ -195,7 +195,9 @@ impl Pipeline {
                 return Ok(());
             }
         }
+        let mut payload = None;
         if let Some(audiences) = plan.audiences(tenant, &row) {
+            payload = plan.group_of_message(&audiences).map(group::message_payload);
             write_audiences(&audiences, &mut self.json);
             self.entries.body.via(&self.json);
         }
@@ -240,7 +242,7 @@ impl Pipeline {
             let payload = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
                 Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
                 // A row with a value that is not UTF-8 was refused above.
-                _ => None,
+                _ => payload.as_ref().map(String::as_bytes),
             };
             if !deliveries.is_empty() {
                 self.entries

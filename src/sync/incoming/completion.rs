@@ -97,6 +97,7 @@ impl Completed {
             let Some(Some((json, via))) = id.and_then(|id| self.rows.remove(&id)) else {
                 return false;
             };
+            let (json, via) = item::shown(change.table.as_str(), json, via);
             change.row = Some(json);
             change.via = via;
             change.is_partial = false;

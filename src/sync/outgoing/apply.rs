@@ -12,8 +12,9 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::config::{Config, ConflictStrategy};
 use crate::core::time::Timestamp;
 use crate::feature;
+use crate::feature::viewer::Viewer;
 use crate::postgres::{self, Database, sql};
-use crate::sync::tables::{Routing, Viewer};
+use crate::sync::tables::Routing;
 
 /// Applies a batch in one transaction and one round trip to Postgres.
 ///
@@ -32,7 +33,9 @@ pub(super) async fn apply(
         .iter()
         .map(|(item, is_row)| entry(item, is_row, items, &author, config))
         .collect();
-    let (replies, position) = execute(database, device, items, &entries, config.sync.conflict_strategy).await?;
+    let lists = author.lists(&config.groups, &config.auth.providers);
+    let strategy = config.sync.conflict_strategy;
+    let (replies, position) = execute(database, device, items, (&entries, &lists), strategy).await?;
     if let Some(first) = replies.first()
         && first.try_get::<_, i32>("item")? == 0
     {
@@ -61,12 +64,7 @@ fn entry(item: &Value, is_row: bool, items: Items<'_>, author: &Viewer<'_>, conf
     let checked = if is_row {
         rows::parse(item, Routing::configured(config), author)
     } else {
-        messages::parse(
-            item,
-            items.is_numbered(),
-            author.user,
-            config.messages.content_chars_max,
-        )
+        messages::parse(item, items.is_numbered(), author.user, config)
     };
     let checked = checked.and_then(|mut entry| {
         if items.is_numbered() {
@@ -109,7 +107,7 @@ async fn execute(
     database: &Database,
     device: &DevicePrincipal,
     items: Items<'_>,
-    entries: &[Value],
+    (entries, lists): (&[Value], &Value),
     strategy: ConflictStrategy,
 ) -> Result<(Vec<Row>, Row), feature::Error> {
     let strategy = match strategy {
@@ -126,7 +124,8 @@ async fn execute(
     };
     let entries = Json(entries);
     let statement = sql!("sync/upload_items", device.tenant);
-    let params: [postgres::Param<'_>; 9] = [
+    let lists = Json(lists);
+    let params: [postgres::Param<'_>; 10] = [
         (&device.user_id, Type::UUID),
         (&device.device_id, Type::TEXT),
         (&device.tenant.name, Type::TEXT),
@@ -136,6 +135,7 @@ async fn execute(
         (&first_seq, Type::INT8),
         (&acked_seq, Type::INT8),
         (&digests, Type::BYTEA_ARRAY),
+        (&lists, Type::JSONB),
     ];
     let client = database.get_for(&device.tenant).await?;
     let (replies, position) = future::join(

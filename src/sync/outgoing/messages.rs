@@ -6,11 +6,14 @@ use uuid::Uuid;
 
 use super::ItemCode;
 use super::form::{Refusal, base_version, fields, operation};
+use crate::config::Config;
+use crate::config::group::Groups;
 use crate::feature::Error;
 use crate::messages::check_content;
+use crate::messages::groups::GroupOfMessage;
 
 /// Checks an item and converts it to the form that `upload_items()` takes. With numbers its columns are in `row`.
-pub(super) fn parse(item: &Value, is_numbered: bool, user: Uuid, content_chars_max: usize) -> Result<Value, Refusal> {
+pub(super) fn parse(item: &Value, is_numbered: bool, user: Uuid, config: &Config) -> Result<Value, Refusal> {
     let fields = fields(item)?;
     let none = Map::new();
     let row = match fields.get("row") {
@@ -28,18 +31,33 @@ pub(super) fn parse(item: &Value, is_numbered: bool, user: Uuid, content_chars_m
             message: "sender_id: must be this device's user".into(),
         });
     }
-    let recipient = match op {
-        "create" => Some(uuid(row, "recipient_id")?.ok_or_else(|| Refusal::invalid("recipient_id: is missing"))?),
-        _ => None,
+    let (recipient, group) = match op {
+        "create" => match (uuid(row, "recipient_id")?, group(row, &config.groups)?) {
+            (None, None) => return Err(Refusal::invalid("recipient_id: is missing, and so is group")),
+            (Some(_), Some(_)) => return Err(Refusal::invalid("group: is not allowed together with recipient_id")),
+            audience => audience,
+        },
+        _ => (None, None),
     };
     let content = match op {
-        "create" | "edit" => Some(content(row, content_chars_max)?),
+        "create" | "edit" => Some(content(row, config.messages.content_chars_max)?),
         _ => None,
     };
     Ok(json!({
-        "id": id, "op": op, "recipient": recipient, "content": content, "base": base_version(fields)?,
+        "id": id, "op": op, "recipient": recipient, "group": group, "content": content, "base": base_version(fields)?,
         "written_at": created_at(row)?,
     }))
+}
+
+/// The group to which a message goes.
+fn group(row: &Map<String, Value>, groups: &Groups) -> Result<Option<GroupOfMessage>, Refusal> {
+    let Some(group) = row.get("group").filter(|group| !group.is_null()) else {
+        return Ok(None);
+    };
+    let group = serde_json::from_value(group.clone()).map_err(|error| Refusal::invalid(format!("group: {error}")))?;
+    GroupOfMessage::checked(group, groups)
+        .map(Some)
+        .map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 fn created_at(row: &Map<String, Value>) -> Result<Option<DateTime<Utc>>, Refusal> {
@@ -90,8 +108,15 @@ mod tests {
     const USER: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
 
+    fn parse(item: &Value, is_numbered: bool) -> Result<Value, Refusal> {
+        let mut config = Config::default();
+        config.messages.content_chars_max = 10;
+        config.groups = serde_json::from_value(json!({"list": {"table": "m", "id": "list", "user": "u"}})).unwrap();
+        super::parse(item, is_numbered, USER, &config)
+    }
+
     fn code(item: Value) -> Option<ItemCode> {
-        parse(&item, false, USER, 10).err().map(|refusal| refusal.code)
+        parse(&item, false).err().map(|refusal| refusal.code)
     }
 
     #[test]
@@ -102,16 +127,16 @@ mod tests {
             "created_at": "2024-01-15T10:50:00+01:00", "base_version": null, "whatever": 1,
         });
         assert_eq!(
-            parse(&item, false, USER, 10),
+            parse(&item, false),
             Ok(json!({
-                "id": id, "op": "create", "recipient": OTHER, "content": "hi", "base": null,
+                "id": id, "op": "create", "recipient": OTHER, "group": null, "content": "hi", "base": null,
                 "written_at": "2024-01-15T09:50:00Z",
             }))
         );
         let numbered = json!({"seq": 1, "id": id, "row": {"recipient_id": OTHER, "content": "hi"}});
-        let entry = parse(&numbered, true, USER, 10).expect("a valid item");
+        let entry = parse(&numbered, true).expect("a valid item");
         assert_eq!((&entry["recipient"], &entry["content"]), (&json!(OTHER), &json!("hi")));
-        assert!(parse(&json!({"id": id, "op": "edit", "content": "hi"}), true, USER, 10).is_err());
+        assert!(parse(&json!({"id": id, "op": "edit", "content": "hi"}), true).is_err());
     }
 
     #[test]
@@ -132,6 +157,10 @@ mod tests {
         assert_eq!(create("id", json!("x")), Some(ItemCode::Invalid));
         assert_eq!(create("id", Value::Null), Some(ItemCode::Invalid));
         assert_eq!(create("recipient_id", Value::Null), Some(ItemCode::Invalid));
+        assert_eq!(
+            create("group", json!({"name": "list", "id": "1"})),
+            Some(ItemCode::Invalid)
+        );
         assert_eq!(create("op", json!("drop")), Some(ItemCode::Invalid));
         assert_eq!(create("op", json!(1)), Some(ItemCode::Invalid));
         assert_eq!(create("base_version", json!(0)), Some(ItemCode::Invalid));
@@ -141,5 +170,25 @@ mod tests {
         assert_eq!(code(json!({"id": id, "op": "read", "sender_id": OTHER})), None);
         assert_eq!(code(json!({"id": id, "op": "delete"})), None);
         assert_eq!(code(json!({"id": id, "op": "edit"})), Some(ItemCode::EmptyMessage));
+    }
+
+    #[test]
+    fn message_to_a_group_names_a_configured_one() {
+        let item = |group: Value| json!({"id": Uuid::from_u128(3), "group": group, "content": "hi"});
+        let entry = parse(&item(json!({"name": "list", "id": "4:2"})), false).expect("a valid item");
+        assert_eq!(
+            (&entry["recipient"], &entry["group"]),
+            (&Value::Null, &json!({"name": "list", "id": "4:2"}))
+        );
+        for bad in [
+            json!("list:42"),
+            json!({"name": "list"}),
+            json!({"name": "list", "id": 42}),
+            json!({"name": "list", "id": ""}),
+            json!({"name": "list", "id": "a b"}),
+            json!({"name": "other", "id": "42"}),
+        ] {
+            assert_eq!(code(item(bad.clone())), Some(ItemCode::Invalid), "{bad}");
+        }
     }
 }

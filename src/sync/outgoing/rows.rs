@@ -4,9 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::ItemCode;
 use super::form::{Refusal, base_version, fields, operation};
-use crate::config::placement::{Placement, Share};
 use crate::feature::has_nul;
-use crate::sync::tables::{Routing, Viewer};
+use crate::feature::viewer::Viewer;
+use crate::sync::tables::Routing;
 
 /// Longest id of a row, in characters.
 pub(super) const ID_CHARS_MAX: usize = 128;
@@ -25,7 +25,7 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> 
     let mut rules = routing.rules.iter().filter(|rule| rule.table == table);
     let rule = rules.find(|rule| rule.upload.is_some()).ok_or_else(forbidden)?;
     let upload = rule.upload.as_ref().ok_or_else(forbidden)?;
-    let mut entry = placed(rule.placement(), author).ok_or_else(forbidden)?;
+    let mut entry = author.placed(rule.placement()).ok_or_else(forbidden)?;
     let op = operation(fields, &["create", "edit", "delete"])?;
     let id = match fields.get("id") {
         Some(Value::String(id)) if !id.is_empty() && id.chars().count() <= ID_CHARS_MAX && !id.contains('\0') => {
@@ -78,13 +78,10 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> 
         let Some(group) = routing.groups.get(name) else {
             continue;
         };
-        let Some(mut entry) = placed(group.placement(), author) else {
+        let Some(mut entry) = author.list(group, routing.providers) else {
             continue;
         };
-        entry.extend(members(json!({
-            "column": column, "members": group.table, "id": group.id, "user": group.user,
-            "authors": author.values(&routing.names(group.subjects.as_ref())),
-        })));
+        entry.insert("column".into(), column.as_str().into());
         by.push(Value::Object(entry));
     }
     entry.extend(members(json!({
@@ -96,20 +93,6 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> 
         entry.insert("visible".into(), rule.columns.clone().into());
     }
     Ok(Value::Object(entry))
-}
-
-/// Where the rows of the author's tenant are: nothing for a table of the tenant's schema, `None` if the table has none of the
-/// tenant.
-fn placed(placement: Placement<'_>, author: &Viewer<'_>) -> Option<Map<String, Value>> {
-    let share = placement.share_of(&author.tenant.name)?;
-    let mut entry = Map::new();
-    if placement.outside.is_some() {
-        entry.insert("schema".into(), placement.schema(author.tenant).into());
-    }
-    if let Share::Part { column, value } = share {
-        entry.insert("tenant".into(), json!({"column": column, "value": value}));
-    }
-    Some(entry)
 }
 
 fn members(object: Value) -> Map<String, Value> {

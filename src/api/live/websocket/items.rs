@@ -16,11 +16,13 @@ use crate::accounts::users::UserType;
 use crate::api::App;
 use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::item_body::ItemBody;
+use crate::api::messages::NewMessage;
 use crate::api::rates::cost_of_bytes;
 use crate::api::{messages as message_routes, presence as presence_routes, sync as sync_routes};
 use crate::http::error::{Code, Error};
 use crate::http::raw_json;
 use crate::http::request::{required, uuid};
+use crate::messages::groups::GroupOfMessage;
 use crate::sync::outgoing::Items;
 
 /// Longest id of an item that a result repeats, in characters.
@@ -268,6 +270,7 @@ struct Message {
     op: Option<String>,
     message_id: Option<String>,
     recipient_id: Option<String>,
+    group: Option<GroupOfMessage>,
     content: Option<String>,
 }
 
@@ -287,7 +290,15 @@ async fn execute_for_user(app: &App, user: &WebPrincipal, item: &Value) -> Resul
                 "create" if user.user_type != UserType::Web => {
                     return Err(Error::new(Code::FORBIDDEN, "only web users may do this"));
                 }
-                "create" => message_routes::create_message(app, user, wanted.recipient_id, wanted.content).await?,
+                "create" => {
+                    let (recipient_id, group, content) = (wanted.recipient_id, wanted.group, wanted.content);
+                    let new = NewMessage {
+                        recipient_id,
+                        group,
+                        content,
+                    };
+                    message_routes::create_message(app, user, new).await?
+                }
                 "edit" => {
                     let content = message_routes::checked_content(app, wanted.content.take())?;
                     message_routes::edit_message(app, tenant, id, wanted.id()?, &content).await?
