@@ -94,7 +94,8 @@ impl Device {
     /// The number of the user's mark in a list.
     fn mark(&self, list: i64) -> Option<i64> {
         let marks = self.phone.view("message_reads").unwrap();
-        let of_list = |mark: &&Value| mark["group_name"] == "list" && mark["group_id"] == list.to_string();
+        let list = list.to_string();
+        let of_list = |mark: &&Value| mark["group_name"] == "list" && mark["group_id"] == list;
         marks.values().find(of_list)?["number"].as_i64()
     }
 
@@ -573,7 +574,7 @@ async fn conflict_of_a_message_to_a_group_is_kept_and_resolved_by_a_member() {
     let path = format!("/api/messages/{mine}");
     api.patch(&path, &json!({"content": "by request"})).await.expect(200);
     let late = json!({"id": mine, "op": "edit", "content": "late", "base_version": 1});
-    let answer = api.upload(&[late.clone()]).await;
+    let answer = api.upload(&[late]).await;
     let result = &answer["results"][0];
     assert_eq!(
         (&result["status"], &result["winner"]),
