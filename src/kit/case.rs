@@ -235,6 +235,8 @@ pub enum Step {
         /// Whether `server` is null.
         #[serde(default)]
         gone: bool,
+        /// The row in `server`, whose version is that of the result.
+        server: Option<Map<String, Value>>,
     },
     /// Uploads that are too large: of more items, or with an item of this row.
     TooLarge {

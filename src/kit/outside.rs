@@ -72,6 +72,7 @@ pub fn outside(inner: &mut Inner, step: &Step) -> Option<Failure> {
             code,
             winner,
             gone,
+            server,
         } => {
             let mut result = json!({"status": status});
             if let Some(code) = code {
@@ -83,6 +84,11 @@ pub fn outside(inner: &mut Inner, step: &Step) -> Option<Failure> {
             }
             if *gone {
                 result["server"] = Value::Null;
+            }
+            if let Some(server) = server {
+                result["version"] = server.get("version").cloned().unwrap_or_default();
+                result["server"] = Value::Object(server.clone());
+                result["server"]["id"] = uuid_of(id).into();
             }
             inner.uploads.scripted.push(Scripted {
                 id: uuid_of(id),
