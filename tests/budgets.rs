@@ -265,7 +265,7 @@ async fn tenant_that_cannot_be_cut_is_refused_until_it_can() {
 async fn full_redis_is_freed_by_cutting_the_tenant_that_filled_it() {
     let redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
-    let office = Office::within(world, |_| {}).await;
+    let office = Office::within(world, |config| config.replication.batch_bytes_max = 256 * 1024).await;
     let world = &office.world;
     world.tenant("other").await;
     let ann = world.user("other", "ann", UserType::Web).await;

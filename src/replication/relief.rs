@@ -22,6 +22,10 @@ use crate::telemetry::metrics::Bound;
 /// The part of a tenant's streams that is cut at once.
 const PART: u64 = 4;
 
+/// Where all streams together hold less than this part of what Redis may use, something else fills it: other data, or a batch
+/// for which there is no room.
+const HELD_PART: u64 = 64;
+
 /// The tenant that holds most, and what all that were counted hold.
 struct Heaviest<'a> {
     tenant: &'a Tenant,
@@ -37,7 +41,8 @@ impl Look<'_> {
         while self.ledger().is_full() {
             let [used, limit] = self.memory().await?;
             let excess = used.saturating_sub(limit);
-            let Some(heaviest) = self.heaviest(&tenants, &stuck, excess).await? else {
+            let needed = excess.max(limit / HELD_PART);
+            let Some(heaviest) = self.heaviest(&tenants, &stuck, needed).await? else {
                 tracing::error!(
                     used,
                     limit,
@@ -51,12 +56,12 @@ impl Look<'_> {
                 held,
             } = heaviest;
             // To cut what cannot be enough would only lose history.
-            if excess > held {
+            if needed > held {
                 tracing::error!(
                     used,
                     limit,
                     held,
-                    "Redis is full beyond what all streams hold; raise maxmemory"
+                    "Redis is full, and the streams hold too little of it to make room; raise maxmemory"
                 );
                 return Ok(());
             }
@@ -98,7 +103,7 @@ impl Look<'_> {
         &self,
         tenants: &'a [Tenant],
         stuck: &HashSet<&str>,
-        excess: u64,
+        needed: u64,
     ) -> Result<Option<Heaviest<'a>>> {
         let candidates = tenants.iter().filter(|tenant| !stuck.contains(&*tenant.name));
         let mut candidates: Vec<(u64, &Tenant)> = candidates
@@ -109,7 +114,7 @@ impl Look<'_> {
         let mut held = 0;
         for (at_most, tenant) in candidates {
             let most = heaviest.as_ref().map_or(0, |heaviest| heaviest.tenant_use.cuttable());
-            if most > 0 && most >= at_most.max(excess) {
+            if most > 0 && most >= at_most.max(needed) {
                 break;
             }
             let name: Arc<str> = tenant.name.as_str().into();
