@@ -27,8 +27,9 @@ use crate::support::random::Random;
 use crate::support::servers::{self, Own};
 use crate::support::{Process, World, eventually_within, try_connect};
 
-/// How long devices may take to hold what Postgres has, on a busy machine.
-const CONVERGENCE: Duration = Duration::from_secs(90);
+/// How long devices may take to hold what Postgres has, on a busy machine: a look at the catalogs that takes three seconds
+/// is followed by the next one after a minute.
+const CONVERGENCE: Duration = Duration::from_secs(180);
 
 const NOTES: &str = "CREATE TABLE tenant_acme.notes (id int, owner uuid, body text, day int, PRIMARY KEY (id, day)) \
                      PARTITION BY LIST (day)";
@@ -172,6 +173,8 @@ impl Run {
             .get(0);
         let local = format!("ALTER DATABASE {name} SET synchronous_commit = local");
         psql.batch_execute(&local).await.unwrap();
+        // A full Redis has room for one when all else is cut.
+        world.config.replication.batch_bytes_max = 128 * 1024;
         let to_redis = Proxy::before(&redis.server.url()).await;
         let mut engine_config = world.config.clone();
         engine_config.redis.url = Secret::new(to_redis.url(engine_config.redis.url.expose()));
