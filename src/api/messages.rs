@@ -28,7 +28,8 @@ pub(crate) struct NewMessage {
 /// `POST /api/messages`: from a web user to a mobile user, or to a group.
 ///
 /// # Errors
-/// 403 if the recipient is a web user, or the sender no member of the group, 404 if it does not exist, 507 while the tenant is beyond its budget.
+/// 403 if the recipient is a web user, or the sender no member of the group, 404 if it does not exist, 507 while the tenant
+/// is beyond its budget.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
     let message = create_message(&app, request.user()?, body).await?;

@@ -140,8 +140,8 @@ pub enum Resolution {
 /// on which the decision is based, by default the one in the conflict.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Forbidden`] for another user's conflict, or one in a group that the user left, [`Error::Conflict`] when it was resolved in another
-/// way or the message has changed since.
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's conflict, or one in a group that the user left,
+/// [`Error::Conflict`] when it was resolved in another way or the message has changed since.
 pub async fn resolve(
     messages: &Messages,
     tenant: &Tenant,

@@ -171,9 +171,7 @@ impl Watcher<'_> {
             }
         }
         // Compared at the start, which may have failed.
-        for _ in 0..rules::examine(self.config, &self.database).await? {
-            self.report.metrics.replication.catalog_changed(Kind::Rule.as_str());
-        }
+        rules::examine(self.config, &self.database, self.report).await?;
         let outside = Outside {
             database: &self.database,
             publication: self.publication,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 
 use super::difference::{self, Kind, cause};
+use super::report::Report;
 use crate::config::Config;
 use crate::config::placement::Placement;
 use crate::config::rule::{Recipient, Rule};
@@ -22,18 +23,18 @@ use crate::postgres::{Database, sql, tenants};
 /// A digest for each table, by schema and name. The schema is empty for the tables of tenants.
 type Digests = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Compares the rules with the recorded ones; only for the holder of the slot. Returns the number of tables whose rules differ.
+/// Compares the rules with the recorded ones; only for the holder of the slot. The report counts the tables whose rules differ.
 ///
 /// # Errors
 /// When Postgres cannot be reached, or a table stays locked; nothing is changed then.
-pub(super) async fn examine(config: &Config, database: &Database) -> Result<usize> {
+pub(super) async fn examine(config: &Config, database: &Database, report: &Report) -> Result<()> {
     let present = digests(config);
     let recorded = database
         .query_opt(&sql!("replication/rules_read"), &[])
         .await
         .context("cannot read the recorded rules; `posduif migrate up` creates their table")?;
     if recorded.as_ref().map(read).transpose()?.as_ref() == Some(&present) {
-        return Ok(0);
+        return Ok(());
     }
     let mut client = database.connect_dedicated().await?;
     let transaction = difference::begin(&mut client).await?;
@@ -73,7 +74,10 @@ pub(super) async fn examine(config: &Config, database: &Database) -> Result<usiz
         .query_typed(&sql!("replication/rules_record"), &[(&Json(&present), Type::JSONB)])
         .await?;
     transaction.commit().await?;
-    Ok(changed.len())
+    for _ in changed {
+        report.metrics.replication.catalog_changed(Kind::Rule.as_str());
+    }
+    Ok(())
 }
 
 fn read(row: &Row) -> Result<Digests> {

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::connection::{self, Connection, StreamRequest, SystemIdentity};
-use super::difference::Kind;
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::{self, Break, Replay, Server};
 use super::outside::Outside;
@@ -338,16 +337,11 @@ async fn examine_outside(context: &SessionContext<'_>) -> Result<(), SessionEnd>
 
 /// Compares the rules with those of the engine that held the slot until now.
 async fn examine_rules(context: &SessionContext<'_>) {
-    match rules::examine(context.config, context.database).await {
-        Ok(changed) => {
-            for _ in 0..changed {
-                context.report.metrics.replication.catalog_changed(Kind::Rule.as_str());
-            }
-        }
-        Err(error) => tracing::warn!(
+    if let Err(error) = rules::examine(context.config, context.database, context.report).await {
+        tracing::warn!(
             cause = format!("{error:#}"),
             "rules not compared with those of before; the next look at the catalogs tries again"
-        ),
+        );
     }
 }
 

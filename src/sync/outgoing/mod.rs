@@ -34,6 +34,7 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::config::Config;
 #[cfg(doc)]
 use crate::config::ConflictStrategy;
+pub use crate::config::rule::MESSAGES;
 use crate::contract::checkpoint::View;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
@@ -210,9 +211,6 @@ pub struct Uploaded {
     pub lsn: PgLsn,
     pub at: Timestamp,
 }
-
-/// The table of messages in numbered items.
-pub const MESSAGES: &str = "messages";
 
 /// A batch as it was sent.
 #[derive(Debug, Clone, Copy)]
