@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 use super::case::Feature;
 
@@ -19,6 +20,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes of a line.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How long the standard error of a driver that has ended is waited for; its own children may hold it open.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Lines of its standard error that a report shows.
 const STDERR_LINES: usize = 20;
@@ -73,6 +77,7 @@ pub struct Driver {
     line: Vec<u8>,
     next: u64,
     stderr: Arc<Mutex<VecDeque<String>>>,
+    stderr_reader: JoinHandle<()>,
 }
 
 /// A command whose answer is not there yet.
@@ -107,7 +112,7 @@ impl Driver {
         let errors = child.stderr.take().ok_or_else(missing)?;
         let stderr = Arc::new(Mutex::new(VecDeque::new()));
         let kept = stderr.clone();
-        tokio::spawn(async move {
+        let stderr_reader = tokio::spawn(async move {
             let mut lines = BufReader::new(errors.take(LINE_BYTES_MAX)).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let mut kept = kept.lock();
@@ -125,6 +130,7 @@ impl Driver {
             line: Vec::new(),
             next: 1,
             stderr,
+            stderr_reader,
         })
     }
 
@@ -237,6 +243,10 @@ impl Driver {
 
     async fn ended(&mut self, during: &str) -> Error {
         tokio::time::timeout(COMMAND_TIMEOUT, self.child.wait()).await.ok();
+        if !self.stderr_reader.is_finished() {
+            // The end of the process can be seen before its last lines are read.
+            tokio::time::timeout(STDERR_TIMEOUT, &mut self.stderr_reader).await.ok();
+        }
         Error::Ended {
             during: during.to_owned(),
             stderr: self.stderr(),
