@@ -507,7 +507,7 @@ class Phone:
                 self.store_effect(item, gone, result)
         elif status == "conflict":
             lost = result.get("winner") != "mine"
-            self.store_conflict(item, result, lost)
+            self.store_conflict(item, gone, result, lost)
         elif status == "rejected":
             lost = True
             self.store.refuse(item, "rejected", result.get("code"), result.get("message"))
@@ -525,18 +525,20 @@ class Phone:
         store, number = self.store, number_of(item.table, result)
         stored = store.row(item.table, item.id)
         known = number_of(item.table, stored.row) if stored else None
-        if gone or (known is not None and number is not None and known >= number):
+        if gone or (stored is None and item.op != "create"):
+            return
+        if known is not None and number is not None and known >= number:
             return
         row = effect(stored.row if stored else None, item, store.get("user_id"))
         if row is not None:
             row |= {key: result[key] for key in ("version", "revision") if result.get(key) is not None}
-        if row is not None or item.op == "delete":
-            self.store_own(item, row, number)
+        self.store_own(item, row, number)
 
-    def store_conflict(self, item: Item, result: Json, lost: bool) -> None:
+    def store_conflict(self, item: Item, gone: bool, result: Json, lost: bool) -> None:
         """The outbox, `conflict`: stores `server` as the row, and keeps a lost change for the user to decide."""
         server = result.get("server")
-        if server is not None or item.table == "messages":
+        is_removed = item.table == "messages" and self.store.row(item.table, item.id) is not None
+        if not gone and (server is not None or is_removed):
             self.store_own(item, server, number_of(item.table, server or result))
         if lost:
             self.store.refuse(item, "conflict", result.get("code"), result.get("message"), server)
@@ -646,7 +648,8 @@ class Phone:
         if table == "messages" and stored and not stored.old and (number_of(table, stored.row) or 0) > (number or 0):
             return
         used_again = stored and stored.brought and stored.row.get("created_at") != row.get("created_at")
-        if number is None or used_again:
+        is_new = stored is None and not store.items("tbl = ? AND id = ? AND op = 'create'", table, id)
+        if number is None or used_again or is_new:
             store.mark_gone(table, id)
         store.put_row(table, id, StoredRow(row, via, False, True))
         store.delete("settled", table, id)

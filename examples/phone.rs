@@ -563,6 +563,7 @@ impl Phone {
                 ("duplicate", _) => {}
                 // Batches have brought, or bring, what others made of the row.
                 ("applied", _) if result.overtaken => {}
+                ("applied", Some(_)) if item.is_overtaken => {}
                 // Merged with changes of others, which the user sees from now on.
                 ("applied", Some(server)) => {
                     settle(&transaction, item, number(&item.table, server))?;
@@ -575,15 +576,17 @@ impl Phone {
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
                     match server {
+                        _ if item.is_overtaken => {}
                         Some(server) => {
                             settle(&transaction, item, number(&item.table, server))?;
                             put_result(&transaction, &item.table, &item.id, server)?;
                         }
-                        None if item.table == MESSAGES => {
+                        None if item.table == MESSAGES && stored(&transaction, MESSAGES, &item.id)?.is_some() => {
                             settle(&transaction, item, result.number(&item.table))?;
                             remove(&transaction, MESSAGES, &item.id)?;
                         }
-                        // The deletion of a row of an own table comes by the stream.
+                        // The deletion of a row of an own table comes by the stream. One that is not there stays unsettled: if
+                        // its id is used again, the numbers start again.
                         None => {}
                     }
                 }
@@ -992,7 +995,8 @@ impl Item {
             let numbers = number(&self.table, row).zip(result.number(&self.table));
             numbers.is_none_or(|(row, result)| row < result)
         };
-        if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row)) {
+        let is_gone = before.is_none() && self.op != "create";
+        if self.is_overtaken || is_gone || before.as_ref().is_some_and(|row| !is_older(row)) {
             return Ok(());
         }
         settle(transaction, self, result.number(&self.table))?;
@@ -1086,7 +1090,8 @@ fn receive(
     let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
     let before = stored(transaction, table, id)?;
     // Another row with the same id, whose numbers start again.
-    let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
+    let is_other = |before: &Value| created_at(before).is_some() && created_at(before) != created_at(row);
+    let is_other = before.as_ref().is_some_and(is_other);
     let query = "SELECT number FROM settled WHERE tbl = ?1 AND id = ?2";
     let settled: Option<i64> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
     match (settled, number(table, row)) {
@@ -1104,7 +1109,9 @@ fn receive(
         (Some(_), _) => unsettle(transaction, table, id)?,
         (None, _) => {}
     }
-    if is_other || number(table, row).is_none() {
+    let own = "SELECT 1 FROM outbox WHERE tbl = ?1 AND id = ?2 AND op = 'create'";
+    let is_new = before.is_none() && !transaction.prepare(own)?.exists([table, id])?;
+    if is_other || is_new || number(table, row).is_none() {
         overtake(transaction, table, id)?;
     }
     put(transaction, table, id, row, via)

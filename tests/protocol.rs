@@ -1221,6 +1221,37 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn result_about_a_deleted_row_does_not_hide_the_next_with_its_id() {
+        for is_sent_before in [true, false] {
+            let mut scene = Scene::stream().await;
+            let id = scene.shared_message().await;
+            scene.change_elsewhere(&id).await;
+            scene.phone.edit(&id, "mine").unwrap();
+            if is_sent_before {
+                scene.line.play([Play::LoseAnswer]);
+                assert!(is_later(&scene.phone.upload(&scene.line).await));
+            }
+            let delete = format!("DELETE FROM tenant_acme.messages WHERE id = '{id}'");
+            scene.office.sql(&delete).await;
+            scene.office.world.published().await;
+            scene.phone.fetch(&scene.line).await.unwrap();
+            scene.phone.upload(&scene.line).await.unwrap();
+            assert_eq!(scene.waiting(), Vec::<String>::new());
+            // Its numbers start again, below those of the deleted one.
+            let insert = format!(
+                "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content)
+                 VALUES ('{id}', '{}', '{}', 'made again')",
+                scene.office.bob_id, scene.office.joe_id
+            );
+            scene.office.sql(&insert).await;
+            scene.office.world.published().await;
+            scene.phone.fetch(&scene.line).await.unwrap();
+            scene.check(State::Stream, &["message 1", "made again"]);
+            scene.close().await;
+        }
+    }
+
+    #[tokio::test]
     async fn rejected_item_leaves_the_queue() {
         let mut scene = Scene::stream().await;
         let nobody = Uuid::new_v4().to_string();

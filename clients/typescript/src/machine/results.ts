@@ -29,17 +29,11 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
     // A result of another item is no result.
     if (!result || (result.seq !== null && result.seq !== item.seq)) break
     let isInEffect = true
-    const { status, server } = result
+    const { status } = result
     const isApplied = status === 'applied'
     if (isApplied || status === 'conflict') {
       isInEffect = isApplied || result.winner === 'mine'
-      // Of a conflict, or of an edit that was merged with changes of others.
-      if (server && !result.overtaken) {
-        const via = viaOf(draft, item.table, item.id)
-        put(draft, item.table, item.id, server, numberOf(item.table, server), via)
-      } else if (isApplied) storeEffect(draft, item, result)
-      // The deletion of a row of an own table comes in a batch.
-      else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
+      if (!result.overtaken && item.sent !== 'overtaken') storeRow(draft, item, result)
     } else if (status === 'rejected') {
       isInEffect = false
     } else if (status !== 'duplicate') {
@@ -111,28 +105,36 @@ function isConflictOpen(draft: Draft, { sent }: Item, id: string): boolean | nul
 }
 
 /**
- * Stores the row after the change, with what its result adds. If the item was sent before, batches may have brought the
- * change since, and others after it: a row that is not older stays, and a deleted one stays deleted. Of an item that was
- * sent before a snapshot, the result may be older than that: only the snapshot decides whether the row is still there. The
- * same when the server says that the row is not any more as the item left it.
+ * Stores the row after the change, with what its result adds; or as the server has it, after a conflict or an edit that
+ * was merged with changes of others. If the item was sent before, batches may have brought the change since, and others
+ * after it: a row that is not older stays, and one that they removed is not changed. Of an item that was sent before a
+ * snapshot, the result may be older than that: only the snapshot decides whether the row is still there. What the numbers
+ * of a removed row are does not count either: its id may be used again.
  */
-function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
-  const before = draft.stored(item.table, item.id)
-  if (item.sent === 'overtaken' || result.overtaken) return
-  const { version, revision } = result
-  const own = numberOf(item.table, result)
-  if (before && !isOlder(item.table, before, result)) {
+function storeRow(draft: Draft, item: Item, result: ItemResult): void {
+  const { table, id } = item
+  const { server, status, version, revision } = result
+  const via = viaOf(draft, table, id)
+  if (server) return put(draft, table, id, server, numberOf(table, server), via)
+  const before = draft.stored(table, id)
+  if (!before && item.op !== 'create') return
+  if (status === 'conflict') {
+    // The deletion of a row of an own table comes in a batch.
+    if (before && table === MESSAGES) bury(draft, table, id, result)
+    return
+  }
+  const own = numberOf(table, result)
+  if (before && !isOlder(table, before, result)) {
     // A snapshot has brought it, and the stream repeats what led to it.
-    if (own !== null) draft.put(item.table, item.id, { ...before, own: Math.max(own, before.own ?? own) })
+    if (own !== null) draft.put(table, id, { ...before, own: Math.max(own, before.own ?? own) })
     return
   }
   const { device } = draft.state
   const after = change(before?.row ?? null, item, device.userId)
-  if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
+  if (!after) return bury(draft, table, id, result)
   const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
-  const via = viaOf(draft, item.table, item.id)
   const isUncertain = item.sent === 'earlier' && device.inSnapshot
-  draft.put(item.table, item.id, {
+  draft.put(table, id, {
     row,
     generation: isUncertain ? (before?.generation ?? device.generation - 1) : device.generation,
     ...(own !== null && { own }),

@@ -1,4 +1,5 @@
 import { count, text, type JsonObject } from '../json.js'
+import type { Item } from '../outbox/item.js'
 import type { ItemResult } from './event.js'
 import type { Draft } from './draft.js'
 import type { StoredRow } from './state.js'
@@ -74,8 +75,11 @@ export function viaOf(draft: Draft, table: string, id: string): Via {
 
 /** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */
 export function receive(draft: Draft, table: string, id: string, row: JsonObject, isPage: boolean, via?: Via): void {
-  const before = draft.stored(table, id)
-  if (numberOf(table, row) === null || (before && isAnother(before.row, row))) overtake(draft, table, id)
+  const before = draft.entry(table, id)
+  const isOwn = (item: Item): boolean => item.table === table && item.id === id && item.op === 'create'
+  if (numberOf(table, row) === null || (before ? isAnother(before.row, row) : !draft.state.outbox.some(isOwn))) {
+    overtake(draft, table, id)
+  }
   put(draft, table, id, row, null, via, isPage)
 }
 

@@ -506,6 +506,28 @@ state('outbox', {
     // Batches bring the deletion of a row of an own table.
     assert.ok(scene.stored('tasks', 't1'))
   },
+  result_about_a_deleted_row_does_not_hide_the_next_with_its_id() {
+    for (const isSentBefore of [true, false]) {
+      const scene = Scene.stream()
+      if (!isSentBefore) scene.sync()
+      scene.write('edit', 'messages', 'm1', { content: 'mine' })
+      if (isSentBefore) {
+        scene.lose()
+        scene.sync('timer')
+      }
+      scene.batch({ cursor: 'c2', changes: [remove('m1', 'messages')] })
+      if (isSentBefore) {
+        scene.acknowledged()
+        scene.sync('user')
+      }
+      scene.answer({ status: 'conflict', winner: 'theirs', revision: 7 })
+      assert.deepEqual(scene.outbox(), [])
+      if (!isSentBefore) scene.acknowledged()
+      scene.sync()
+      scene.batch({ cursor: 'c3', messages: [message('m1', { content: 'made again' })] })
+      assert.equal(scene.stored('messages', 'm1')?.['content'], 'made again')
+    }
+  },
   several_edits_of_one_row_are_applied_in_order() {
     const scene = Scene.stream()
     scene.end()
