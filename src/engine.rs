@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -15,9 +15,11 @@ use crate::accounts::login_limits::Limits;
 use crate::accounts::mail::{self, Mails};
 use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};
+use crate::api::lane::Lane;
 use crate::api::service::{AdminService, Service};
 use crate::api::{App, Parts};
 use crate::config::{self, Config};
+use crate::core::lane::{Lanes, MAIN};
 use crate::http::listener;
 use crate::http::secure::Acceptor;
 use crate::http::server::Server;
@@ -26,7 +28,7 @@ use crate::live::tail;
 use crate::live::visibility::Visibility;
 use crate::net;
 use crate::oidc::Providers;
-use crate::postgres::{Database, audit, migrations, publication};
+use crate::postgres::{Database, audit, migrations, publication, tenants};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
@@ -35,7 +37,7 @@ use crate::replication::end::FailureCause;
 use crate::replication::epoch::Break;
 use crate::replication::outside::{Failures, Outside};
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
-use crate::replication::{difference, replicator, trim};
+use crate::replication::{catalog, difference, replicator, trim};
 use crate::route::router::Router;
 use crate::sync::outgoing::{ItemCode, Outcome};
 use crate::sync::{tables, visibility};
@@ -44,6 +46,9 @@ use crate::telemetry::traces;
 
 /// Trims that may wait in the queue to the publisher.
 const TRIMS_MAX: usize = 256;
+
+/// How often a process looks in which lane each tenant is.
+const PLACES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Which parts of the engine a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -77,15 +82,65 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
         mail::sender(&config.mail)?;
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
-    let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
+    let stores = stores(&config.of_lanes())?;
     config.server.certificate_files().map(Acceptor::new).transpose()?;
     if role.replicates() {
-        Webhook::new(&config.push, store, metrics(role))?;
+        Webhook::new(config, stores.main().clone(), metrics(role))?;
     }
     if let Some(client) = trace_client(&config.telemetry)? {
         traces::check(&config.telemetry, client)?;
     }
     Ok(())
+}
+
+/// A store for each lane.
+fn stores(configs: &Lanes<Config>) -> Result<Lanes<Store>> {
+    configs.try_map(|name, config| {
+        let store = Store::with_groups(&config.redis, config.groups.clone());
+        store.with_context(|| match name {
+            MAIN => "key `redis.url`".to_owned(),
+            name => format!("key `lanes`: `redis_url` of {name}"),
+        })
+    })
+}
+
+/// Reads where the tenants are.
+///
+/// # Errors
+/// When one is in a lane that the configuration lacks: its devices would receive nothing.
+async fn place_tenants<T>(database: &Database, lanes: &Lanes<T>) -> Result<Vec<(String, Arc<str>)>> {
+    let places = tenants::in_other_lanes(database).await.context(tenants::UNREADABLE)?;
+    if let Some((tenant, lane)) = places.iter().find(|(_, lane)| lanes.named(lane).is_none()) {
+        bail!(
+            "the tenant {tenant} is in the lane {lane}, which the configuration lacks: add it to `lanes`, or move the \
+             tenant with `posduif tenant move {tenant} {MAIN}`"
+        );
+    }
+    Ok(lanes.places().set(places))
+}
+
+/// Looks where the tenants are, until `stop`. The readers of one that was moved connect again.
+async fn follow_moves(diagnostics: Arc<Diagnostics>, stop: CancellationToken) {
+    let following = async {
+        loop {
+            tokio::time::sleep(PLACES_INTERVAL).await;
+            match place_tenants(&diagnostics.database, &diagnostics.lanes).await {
+                Ok(moved) => {
+                    for (tenant, lane) in moved {
+                        tracing::info!(tenant, %lane, "tenant has left a lane; its readers connect again");
+                        if let Some(lane) = diagnostics.lanes.named(&lane) {
+                            lane.hub.close_tenant(&tenant);
+                        }
+                    }
+                }
+                Err(error) => tracing::error!(cause = format!("{error:#}"), "lanes of tenants not known; trying again"),
+            }
+        }
+    };
+    tokio::select! {
+        () = following => {}
+        () = stop.cancelled() => {}
+    }
 }
 
 /// The client of the collector that `telemetry.otlp_endpoint` names, if any.
@@ -178,7 +233,9 @@ impl Engine {
             warn_of_shared_ids(&database, &config).await?;
         }
 
-        let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
+        let configs = config.of_lanes();
+        let stores = stores(&configs)?;
+        place_tenants(&database, &stores).await?;
         // Before anything runs, so that an occupied port leaves no work half done.
         let listener = listener::listen(&config.server, "`server.host` and `server.port`").await?;
         let admin = AdminListener::listen(&config).await?;
@@ -193,23 +250,33 @@ impl Engine {
         };
         let replication = role
             .replicates()
-            .then(|| engine.replicate(&config, &database, &store, metrics.clone()));
+            .then(|| engine.replicate(&configs, &database, &stores, &metrics));
         // With port 0, only the listener knows the port for URLs.
-        let mut config = Config::clone(&config);
-        config.server.port = engine.address.port();
-        let config = Arc::new(config);
-        let hub = Hub::new(config.live.queue_events_max);
-        if let Some(status) = &replication {
-            let (config, database, store) = (config.clone(), database.clone(), store.clone());
-            engine.start_push(Waker::new(config, database, store, &hub, metrics.clone())?, status);
+        let port = engine.address.port();
+        let lanes = stores.map(|name, store| {
+            let mut config = configs.named(name).unwrap_or(configs.main()).clone();
+            config.server.port = port;
+            Lane {
+                hub: Hub::new(config.live.queue_events_max),
+                visibility: Visibility::default(),
+                replication: replication.as_ref().and_then(|status| status.named(name)).cloned(),
+                config: Arc::new(config),
+                store: store.clone(),
+            }
+        });
+        for (_, lane) in lanes.iter() {
+            if let Some(status) = &lane.replication {
+                let (config, store) = (lane.config.clone(), lane.store.clone());
+                engine.start_push(
+                    Waker::new(config, database.clone(), store, &lane.hub, metrics.clone())?,
+                    status,
+                );
+            }
         }
         let diagnostics = Diagnostics {
-            hub,
-            visibility: Visibility::default(),
-            config,
+            config: lanes.main().config.clone(),
+            lanes,
             database,
-            store,
-            replication,
             metrics,
             probe: Probe::default(),
         };
@@ -218,32 +285,56 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Starts a replicator for each lane, and one watch of the catalogs for all.
     fn replicate(
         &mut self,
-        config: &Arc<Config>,
+        configs: &Lanes<Config>,
         database: &Database,
-        store: &Store,
-        metrics: Arc<Metrics>,
-    ) -> ReplicationStatus {
-        let (report, status) = Report::new(metrics, &config.streams);
-        let (sender, due) = mpsc::channel(TRIMS_MAX);
-        let cuts = Cuts {
-            sender,
-            ledger: report.ledger.clone(),
-        };
+        stores: &Lanes<Store>,
+        metrics: &Arc<Metrics>,
+    ) -> Lanes<ReplicationStatus> {
         let stop = self.stop_replicating.clone();
-        let replicating = {
-            let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
-            async move { replicator::run(&config, &database, due, &report, stop).await }
-        };
-        self.parts
-            .spawn(on_own_thread("replication", replicating, self.release.token().clone()));
-        let trimming = trim::run(config.clone(), database.clone(), store.clone(), cuts, stop);
+        let (moved, moves) = watch::channel(0);
+        let reports = configs.map(|name, config| {
+            // The families have no label for the lane.
+            let metrics = match name {
+                MAIN => metrics.clone(),
+                _ => self::metrics(Role::Replicator),
+            };
+            let (report, status) = Report::new(metrics, &config.streams);
+            (Arc::new(report), status)
+        });
+        for ((name, (report, _)), (_, store)) in reports.iter().zip(stores.iter()) {
+            let config = Arc::new(configs.named(name).unwrap_or(configs.main()).clone());
+            let (sender, due) = mpsc::channel(TRIMS_MAX);
+            let cuts = Cuts {
+                sender,
+                ledger: report.ledger.clone(),
+            };
+            let replicating = {
+                let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
+                let (report, moves) = (report.clone(), moves.clone());
+                async move { replicator::run(&config, &database, due, moves, &report, stop).await }
+            };
+            let thread = match name {
+                MAIN => "replication".to_owned(),
+                name => format!("replication-{name}"),
+            };
+            self.parts
+                .spawn(on_own_thread(thread, replicating, self.release.token().clone()));
+            let trimming = trim::run(config, database.clone(), store.clone(), cuts, stop.clone());
+            self.parts.spawn(async move {
+                trimming.await;
+                Ok(())
+            });
+        }
+        let (config, database) = (configs.main().clone(), database.clone());
+        let watched = reports.map(|_, (report, _)| report.clone());
         self.parts.spawn(async move {
-            trimming.await;
+            Box::pin(catalog::run(&config, database, &watched, moved, stop)).await;
             Ok(())
         });
-        status
+        reports.map(|_, (_, status)| status.clone())
     }
 
     /// Every role does it: it is idempotent, and rare.
@@ -277,13 +368,22 @@ impl Engine {
     ) -> Result<()> {
         let diagnostics = Arc::new(diagnostics);
         let stop = self.stop_serving.clone();
+        if diagnostics.lanes.has_others() {
+            let following = follow_moves(diagnostics.clone(), stop.clone());
+            self.parts.spawn(async move {
+                following.await;
+                Ok(())
+            });
+        }
         // Freshness depends on the tail, so it runs in every role.
-        let redis = diagnostics.config.redis.clone();
-        let tail = tail::run(redis, diagnostics.store.clone(), diagnostics.hub.clone(), stop.clone());
-        self.parts.spawn(async move {
-            tail.await;
-            Ok(())
-        });
+        for (_, lane) in diagnostics.lanes.iter() {
+            let redis = lane.config.redis.clone();
+            let tail = tail::run(redis, lane.store.clone(), lane.hub.clone(), stop.clone());
+            self.parts.spawn(async move {
+                tail.await;
+                Ok(())
+            });
+        }
         let app = with_api.then(|| self.start_api(&diagnostics)).transpose()?;
         let metrics = diagnostics.metrics.clone();
         if let Some(AdminListener { listener, settings }) = admin {
@@ -304,7 +404,7 @@ impl Engine {
                 server.run(stop).await.context("the admin listener failed")
             };
             self.parts
-                .spawn(on_own_thread("admin", serving, self.release.token().clone()));
+                .spawn(on_own_thread("admin".to_owned(), serving, self.release.token().clone()));
         }
         let settings = diagnostics.config.server.clone();
         let server = Server::new(listener, settings, metrics, Service::new(diagnostics, app)?)?;
@@ -315,43 +415,30 @@ impl Engine {
 
     fn start_api(&mut self, diagnostics: &Diagnostics) -> Result<Arc<App>> {
         let stop = self.stop_serving.clone();
-        let limits = Limits::new(diagnostics.store.clone(), &diagnostics.config);
+        let limits = Limits::new(diagnostics.lanes.main().store.clone(), &diagnostics.config);
         let (database, counted) = (diagnostics.database.clone(), diagnostics.metrics.mail.clone());
         let (mails, mailer) = Mails::new(&diagnostics.config, database, limits, counted)?.unzip();
         let app = Arc::new(App::new(
             diagnostics.config.clone(),
+            &diagnostics.lanes,
             Parts {
                 mails,
                 database: diagnostics.database.clone(),
-                store: diagnostics.store.clone(),
-                hub: diagnostics.hub.clone(),
-                visibility: diagnostics.visibility.clone(),
                 metrics: diagnostics.metrics.clone(),
                 stop: stop.clone(),
             },
         )?);
+        for (name, lane) in diagnostics.lanes.iter() {
+            self.start_lane(&app, name, lane);
+        }
         let interval = Duration::from_secs(diagnostics.config.sync.metadata_interval_seconds);
         let metadata = app
             .metadata
             .clone()
             .run(diagnostics.database.clone(), interval, stop.clone());
-        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop.clone());
-        let changes = app.hub.device_changes();
-        let (database, devices) = (diagnostics.database.clone(), app.devices.clone());
-        let ending = app
-            .sessions
-            .clone()
-            .follow_users(database, devices, changes, stop.clone());
         let hearing = app.sessions.clone().follow_ends(stop.clone());
         let heartbeat = Duration::from_secs(diagnostics.config.live.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
-        let beating = app.hub.clone().beat(heartbeat, stop.clone());
-        let (database, store) = (diagnostics.database.clone(), diagnostics.store.clone());
-        let looking_for_pages = visibility::run(database, store, app.visibility.clone(), stop.clone());
-        let reading_budgets = app.budgets.clone().run(diagnostics.store.clone(), stop.clone());
-        let presence = app.presence.clone().run(app.config.clone(), stop.clone());
-        let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
-        let last_seen = last_seen::run(app.presence.clone(), database, settings, stop.clone());
         let mailing = {
             let stop = stop.clone();
             async move {
@@ -373,24 +460,45 @@ impl Engine {
         let with_providers = app.clone();
         let reading_keys = async move { with_providers.providers.run(stop).await };
         self.parts.spawn(async move {
+            tokio::join!(metadata, hearing, looking, mailing, resealing, reading_keys);
+            Ok(())
+        });
+        Ok(app)
+    }
+
+    /// Starts what the API does for the tenants of a lane.
+    fn start_lane(&mut self, app: &Arc<App>, name: &str, lane: &Lane) {
+        let stop = self.stop_serving.clone();
+        let (app, name, config) = (app.clone(), name.to_owned(), lane.config.clone());
+        self.parts.spawn(async move {
+            let Some(lane) = app.lanes.named(&name) else {
+                return Err(anyhow!("the lane {name} has no parts"));
+            };
+            let (hub, store, database) = (&lane.hub, lane.store.clone(), app.database.clone());
+            let forgetting = app.devices.clone().follow(hub.device_changes(), stop.clone());
+            let (changes, devices) = (hub.device_changes(), app.devices.clone());
+            let ending = app
+                .sessions
+                .clone()
+                .follow_users(database.clone(), devices, changes, stop.clone());
+            let heartbeat = Duration::from_secs(config.live.heartbeat_seconds);
+            let beating = hub.clone().beat(heartbeat, stop.clone());
+            let looking_for_pages =
+                visibility::run(database.clone(), store.clone(), lane.visibility.clone(), stop.clone());
+            let reading_budgets = app.budgets.clone().run(&name, store, stop.clone());
+            let presence = lane.presence.clone().run(config.clone(), stop.clone());
+            let last_seen = last_seen::run(lane.presence.clone(), database, config, stop);
             tokio::join!(
-                metadata,
                 forgetting,
                 ending,
-                hearing,
-                looking,
                 beating,
                 looking_for_pages,
                 reading_budgets,
                 presence,
-                last_seen,
-                mailing,
-                resealing,
-                reading_keys
+                last_seen
             );
             Ok(())
         });
-        Ok(app)
     }
 
     /// Where HTTP listens.
@@ -439,7 +547,7 @@ const STACK_BYTES: usize = 8 * 1024 * 1024;
 /// the work itself; the admin listener answers while other threads are busy. The thread runs until `release`, or until the
 /// future is dropped.
 async fn on_own_thread(
-    name: &'static str,
+    name: String,
     work: impl Future<Output = Result<()>> + Send + 'static,
     release: CancellationToken,
 ) -> Result<()> {
@@ -448,7 +556,7 @@ async fn on_own_thread(
     let abandoned = CancellationToken::new();
     let _guard = abandoned.clone().drop_guard();
     std::thread::Builder::new()
-        .name(name.into())
+        .name(name.clone())
         .stack_size(STACK_BYTES)
         .spawn(move || {
             runtime.block_on(async move {

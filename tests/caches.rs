@@ -467,7 +467,7 @@ async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
     let is_open = gate.clone();
     let settings = Settings::new(
         &config.cache,
-        Arc::new(move || is_open.is_open()),
+        Arc::new(move |_: &str| is_open.is_open()),
         Arc::new(Metrics::new(false, &Labels::default())),
     );
     let users = Users::new(database, &settings);

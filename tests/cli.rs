@@ -49,7 +49,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0009_second_factors", "direction": "up"},
             {"schema": "posduif", "migration": "0010_verified_addresses", "direction": "up"},
             {"schema": "posduif", "migration": "0011_device_keys", "direction": "up"},
-            {"schema": "posduif", "migration": "0012_routing", "direction": "up"}
+            {"schema": "posduif", "migration": "0012_routing", "direction": "up"},
+            {"schema": "posduif", "migration": "0013_lanes", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -59,7 +60,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(12), "tenant_acme": clean(20)})
+        json!({"posduif": clean(13), "tenant_acme": clean(20)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -81,7 +82,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0012_routing of posduif, with the tables routing"),
+        complaint.contains("0013_lanes of posduif, with the columns tenants.lane"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();

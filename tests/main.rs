@@ -38,6 +38,7 @@ mod handoff;
 mod held_memberships;
 mod insight;
 mod kit;
+mod lanes;
 mod large_rows;
 mod live;
 mod model;

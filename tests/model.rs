@@ -555,9 +555,14 @@ impl Stage {
     /// A tenant for stories one after the other, with bob at the web.
     async fn tenant(&self) -> Tenant {
         let name = format!("m{}", self.tenants.fetch_add(1, Ordering::Relaxed));
-        tenants::create(&self.database, &self.world.config.replication, &name)
-            .await
-            .unwrap();
+        tenants::create(
+            &self.database,
+            &self.world.config.replication,
+            &name,
+            posduif::core::lane::MAIN,
+        )
+        .await
+        .unwrap();
         let schema = format!("tenant_{name}");
         self.psql
             .batch_execute(&format!(

@@ -69,8 +69,8 @@ impl Node {
         let presence = Presence::new(&world.config, Operations::new("command")).unwrap();
         let stop = CancellationToken::new();
         let config = Arc::new(world.config.clone());
-        let (database, settings) = (world.database().await, config.presence.clone());
-        let last_seen = last_seen::run(presence.clone(), database, settings, stop.clone());
+        let database = world.database().await;
+        let last_seen = last_seen::run(presence.clone(), database, config.clone(), stop.clone());
         let running = presence.clone().run(config, stop.clone());
         Self {
             presence,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use posduif::accounts::users::UserType;
 use posduif::admin::published;
 use posduif::config::Config;
+use posduif::config::lane::LaneName;
 use posduif::config::rule::{Rule, When};
 use posduif::engine::Role;
 use posduif::postgres::audit::Actor;
@@ -734,7 +735,15 @@ async fn tenant_created_again_at_once_has_nothing_of_the_former_one() {
     stage.world.tenant("acme").await;
     let ann = stage.world.user("acme", "ann", UserType::Mobile).await;
     let store = Store::new(&stage.world.config.redis).unwrap();
-    let removed = published::remove_tenant(&database, &store, "acme", dropped, Duration::from_secs(20), |_| {}).await;
+    let removed = published::remove_tenant(
+        &database,
+        (&store, &LaneName::default()),
+        "acme",
+        dropped,
+        Duration::from_secs(20),
+        |_| {},
+    )
+    .await;
     assert_eq!(removed.unwrap(), 0, "the keys are of the present tenant");
     stage.world.published().await;
     assert_eq!(stage.world.stream(&keys.quarantine("acme")).await.len(), 0);
@@ -765,9 +774,16 @@ async fn dropped_tenant_leaves_no_keys_and_others_continue() {
     assert_eq!(tenants::drop(&database, "acme").await.unwrap(), None);
     let store = Store::new(&office.world.config.redis).unwrap();
     assert!(
-        published::remove_tenant(&database, &store, "acme", dropped, Duration::from_secs(20), |_| {})
-            .await
-            .unwrap()
+        published::remove_tenant(
+            &database,
+            (&store, &LaneName::default()),
+            "acme",
+            dropped,
+            Duration::from_secs(20),
+            |_| {}
+        )
+        .await
+        .unwrap()
             > 0
     );
     events.expect("revoked").await;

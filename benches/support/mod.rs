@@ -60,7 +60,9 @@ impl Servers {
         config.redis.url = Secret::new(redis.url());
         let database = Database::connect(&config.postgres).await.unwrap();
         migrations::up(&database, &config.replication).await.unwrap();
-        tenants::create(&database, &config.replication, TENANT).await.unwrap();
+        tenants::create(&database, &config.replication, TENANT, posduif::core::lane::MAIN)
+            .await
+            .unwrap();
         Self {
             postgres,
             redis,

@@ -3,6 +3,7 @@
 //!
 //! No rule watches these columns, so the change is in the tenant's `changes` but in no inbox.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -10,7 +11,8 @@ use postgres_types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::config;
+use crate::config::Config;
+use crate::config::lane::LaneName;
 use crate::core::tenant::Tenant;
 use crate::live::presence::{LastSeen, Presence};
 use crate::postgres::{Database, sql, tenants};
@@ -21,9 +23,9 @@ const ROWS_MAX: usize = 1000;
 /// Statements for one tenant in a round; what is left waits for the next.
 const STATEMENTS_MAX: usize = 100;
 
-/// Writes the times of each interval until `stop`.
-pub async fn run(presence: Presence, database: Database, settings: config::Presence, stop: CancellationToken) {
-    let interval = Duration::from_secs(settings.last_seen_interval_seconds);
+/// Writes the times of the tenants of a lane in each interval until `stop`.
+pub async fn run(presence: Presence, database: Database, config: Arc<Config>, stop: CancellationToken) {
+    let interval = Duration::from_secs(config.presence.last_seen_interval_seconds);
     // Each interval belongs to one process; a shorter turn keeps the others from starting just before it ends.
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -34,7 +36,7 @@ pub async fn run(presence: Presence, database: Database, settings: config::Prese
         }
         let round = async {
             match presence.claim_last_seen(interval.mul_f64(0.9)).await {
-                Ok(true) => write_all(&presence, &database).await,
+                Ok(true) => write_all(&presence, &database, &config.lane).await,
                 Ok(false) => {}
                 Err(error) => tracing::debug!(%error, "last seen times not read; retrying in the next round"),
             }
@@ -46,8 +48,8 @@ pub async fn run(presence: Presence, database: Database, settings: config::Prese
     }
 }
 
-async fn write_all(presence: &Presence, database: &Database) {
-    let tenants = match tenants::list(database).await {
+async fn write_all(presence: &Presence, database: &Database, lane: &LaneName) {
+    let tenants = match tenants::list_of(database, lane).await {
         Ok(tenants) => tenants,
         Err(error) => {
             tracing::warn!(%error, "last seen times not written; retrying in the next round");

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::accounts::loader::{Found, TenantLoader};
 use crate::accounts::users::UserType;
 use crate::config;
+use crate::core::lane::Lanes;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::live::tail::Freshness;
@@ -107,12 +108,12 @@ struct Shared {
     invalidations: AtomicU64,
     /// Whether changes of stamps arrive.
     is_subscribed: AtomicBool,
-    freshness: watch::Receiver<Freshness>,
+    freshness: Lanes<watch::Receiver<Freshness>>,
     freshness_bound: Duration,
 }
 
 impl Standings {
-    pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
+    pub fn new(database: Database, settings: &config::Config, freshness: Lanes<watch::Receiver<Freshness>>) -> Self {
         let seconds = settings.auth.device_cache_seconds;
         Self(Arc::new(Shared {
             loader: TenantLoader::new(database.clone(), fetch),
@@ -133,7 +134,7 @@ impl Standings {
     /// The standing of a user; `None` for one who may not act.
     pub async fn get(&self, tenant: &Tenant, user: Uuid) -> Result<Option<Standing>, Error> {
         let key = (tenant.clone(), user);
-        let cache = self.0.fresh_cache();
+        let cache = self.0.fresh_cache(tenant);
         if let Some(standing) = cache.and_then(|cache| cache.get(&key)) {
             return Ok(Some(standing));
         }
@@ -192,8 +193,8 @@ impl Standings {
 
 impl Shared {
     /// The cache, while all changes arrive.
-    fn fresh_cache(&self) -> Option<&Cache<(Tenant, Uuid), Standing>> {
-        let is_fresh = self.freshness.borrow().is_within(self.freshness_bound);
+    fn fresh_cache(&self, tenant: &Tenant) -> Option<&Cache<(Tenant, Uuid), Standing>> {
+        let is_fresh = self.freshness.of(&tenant.name).borrow().is_within(self.freshness_bound);
         let cache = self.cache.as_ref();
         cache.filter(|_| is_fresh && self.is_subscribed.load(Ordering::SeqCst))
     }

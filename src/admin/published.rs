@@ -5,6 +5,7 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 use tokio::time::Instant;
 
+use crate::config::lane::LaneName;
 use crate::contract::lua;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::{Error, Store};
@@ -58,14 +59,14 @@ pub async fn wait(
     }
 }
 
-/// Waits until the drop of a tenant is published, then removes every key of the tenant, as long as there is no tenant of that
-/// name again. Returns their number, which `progress` receives as it grows.
+/// Waits until the drop of a tenant, or its move to another lane, is published in the lane of `config`, then removes every key of
+/// the tenant there, as long as there is no tenant of that name in it again. Returns their number, which `progress` receives as it grows.
 ///
 /// # Errors
 /// [`Error::NotPublished`] when publishing makes no progress for `timeout`.
 pub async fn remove_tenant(
     database: &Database,
-    store: &Store,
+    (store, lane): (&Store, &LaneName),
     tenant: &str,
     dropped: PgLsn,
     timeout: Duration,
@@ -80,7 +81,8 @@ pub async fn remove_tenant(
             .arg(&["MATCH", &pattern, "COUNT", "1000"])
             .query_async(&mut store.connection())
             .await?;
-        if tenants::registered(database, tenant).await?.is_some() {
+        let listed = tenants::registered(database, tenant).await?;
+        if listed.is_some_and(|listed| listed.lane == lane.as_str()) {
             return Ok(count);
         }
         if !keys.is_empty() {

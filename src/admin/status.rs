@@ -13,6 +13,7 @@ use crate::admin::slot_report::{SlotReport, SlotSnapshot};
 use crate::admin::streams::{self, Lengths};
 use crate::config::Config;
 use crate::contract::checkpoint::Checkpoint;
+use crate::core::lane::Lanes;
 use crate::net::http;
 use crate::postgres::tenants::{self, Listed, TenantStats};
 use crate::postgres::{Database, migrations, sql};
@@ -404,16 +405,21 @@ async fn read_tenants(database: &Database) -> Result<Vec<(Listed, Option<TenantS
 ///
 /// # Errors
 /// When Postgres fails. What Redis does not answer is `None`.
-pub async fn tenants(database: &Database, store: &Store) -> Result<Vec<TenantStatus>> {
+pub async fn tenants(database: &Database, stores: &Lanes<Store>) -> Result<Vec<TenantStatus>> {
     let found = read_tenants(database).await?;
-    let names = found.iter().map(|(listed, _)| listed.tenant.name.clone()).collect();
-    // Once for all of them: each would wait for its own timeout.
-    let lengths = match store.check().await {
-        Ok(()) => Some(read_lengths(store, names).await),
-        Err(_) => None,
-    };
-    let status = |tenant| TenantStatus::of(tenant, lengths.as_ref());
-    Ok(found.iter().map(status).collect())
+    let mut tenants = Vec::with_capacity(found.len());
+    for (lane, store) in stores.iter() {
+        let of_lane = || found.iter().filter(|(listed, _)| listed.lane == lane);
+        let names = of_lane().map(|(listed, _)| listed.tenant.name.clone()).collect();
+        // Once for all of them: each would wait for its own timeout.
+        let lengths = match store.check().await {
+            Ok(()) => Some(read_lengths(store, names).await),
+            Err(_) => None,
+        };
+        tenants.extend(of_lane().map(|tenant| TenantStatus::of(tenant, lengths.as_ref())));
+    }
+    tenants.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(tenants)
 }
 
 async fn read_lengths(store: &Store, tenants: Vec<String>) -> TenantLengths {

@@ -20,6 +20,8 @@ use crate::redis::store::Store;
 pub struct TenantRecord {
     pub name: String,
     pub schema: String,
+    /// The lane that has its streams.
+    pub lane: String,
     /// `active`, `paused` or `schema missing`.
     pub state: String,
     /// Why the tenant cannot work. Only [`TenantRecord::of_broken`] sets it.
@@ -32,6 +34,7 @@ impl TenantRecord {
         Self {
             name: listed.tenant.name,
             schema: listed.tenant.schema,
+            lane: listed.lane,
             state: listed.state,
             error: None,
         }

@@ -137,7 +137,11 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
     let mut users: Vec<Uuid> = devices.iter().map(|device| device.user_id).collect();
     users.sort_unstable();
     users.dedup();
-    let found = app.presence.of(&caller.tenant().name, &users).await;
+    let found = app
+        .lane(&caller.tenant().name)
+        .presence
+        .of(&caller.tenant().name, &users)
+        .await;
     let found = found.unwrap_or_else(|error| {
         tracing::warn!(%error, "presence unavailable; all devices are shown as offline");
         List::default()

@@ -8,14 +8,14 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
+use crate::api::lane::Lane;
 use crate::api::request::Request;
 use crate::config::Config;
+use crate::core::lane::Lanes;
 use crate::http::error::Error;
 use crate::http::response::{self, Response};
-use crate::live::hub::Hub;
-use crate::live::visibility::Visibility;
 use crate::postgres::Database;
-use crate::redis::store::{self, Store};
+use crate::redis::store;
 use crate::replication::report::{ReplicationStatus, ReplicatorState};
 use crate::telemetry::metrics::Metrics;
 
@@ -30,11 +30,7 @@ const PROBE_LIFETIME: Duration = Duration::from_secs(1);
 pub struct Diagnostics {
     pub config: Arc<Config>,
     pub database: Database,
-    pub store: Store,
-    pub hub: Hub,
-    pub visibility: Visibility,
-    /// The state of this process's replicator; `None` without one.
-    pub replication: Option<ReplicationStatus>,
+    pub lanes: Lanes<Lane>,
     pub metrics: Arc<Metrics>,
     /// The last check of the servers for the public `/ready`.
     pub probe: Probe,
@@ -54,7 +50,7 @@ pub async fn health(_diagnostics: Arc<Diagnostics>, _request: Request) -> Result
 /// `GET /ready`: 503 while a check fails, with the names of the failed checks.
 pub async fn ready(diagnostics: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
     let [postgres, redis] = probe(&diagnostics).await;
-    let replication = diagnostics.replication.as_ref().map(replication);
+    let replication = diagnostics.lanes.main().replication.as_ref().map(replication);
     let failed: Vec<&str> = [
         ("postgres", !postgres),
         ("redis", !redis),
@@ -96,7 +92,10 @@ pub async fn ready_in_full(diagnostics: Arc<Diagnostics>, _request: Request) -> 
     let results = [
         ("postgres", Some(postgres)),
         ("redis", Some(redis)),
-        ("replication", diagnostics.replication.as_ref().map(replication)),
+        (
+            "replication",
+            diagnostics.lanes.main().replication.as_ref().map(replication),
+        ),
         ("freshness", Some(freshness(&diagnostics))),
     ];
     let mut ready = true;
@@ -108,7 +107,28 @@ pub async fn ready_in_full(diagnostics: Arc<Diagnostics>, _request: Request) -> 
         detail["detail"] = problem.into();
         checks.insert(name.to_owned(), detail);
     }
-    response::json(status(ready), &json!({"ready": ready, "checks": checks}))
+    // Of lanes beside the main one: a problem concerns the tenants of one only, so the process stays ready.
+    let mut lanes = Map::new();
+    for (name, lane) in diagnostics.lanes.iter().skip(1) {
+        let replication = lane.replication.as_ref().map(replication);
+        let freshness = freshness_of(&diagnostics, lane);
+        let problem = replication
+            .as_ref()
+            .and_then(|(problem, _)| problem.clone())
+            .or(freshness.0);
+        let detail = json!({
+            "ok": problem.is_none(),
+            "detail": problem,
+            "replication": replication.map(|(_, detail)| detail),
+            "freshness": freshness.1,
+        });
+        lanes.insert(name.to_owned(), detail);
+    }
+    let mut body = json!({"ready": ready, "checks": checks});
+    if !lanes.is_empty() {
+        body["lanes"] = lanes.into();
+    }
+    response::json(status(ready), &body)
 }
 
 fn timed_out() -> Option<String> {
@@ -128,7 +148,7 @@ async fn postgres(diagnostics: &Diagnostics) -> Check {
 }
 
 async fn redis(diagnostics: &Diagnostics) -> Check {
-    match tokio::time::timeout(TIMEOUT, diagnostics.store.view()).await {
+    match tokio::time::timeout(TIMEOUT, diagnostics.lanes.main().store.view()).await {
         Ok(Ok(view)) => (
             None,
             json!({"epoch": view.epoch.to_string(), "published": view.published.to_string()}),
@@ -146,7 +166,7 @@ async fn redis(diagnostics: &Diagnostics) -> Check {
             (Some(problem.to_owned()), json!({}))
         }
         Err(_) => {
-            diagnostics.store.renew();
+            diagnostics.lanes.main().store.renew();
             (timed_out(), json!({}))
         }
     }
@@ -201,8 +221,12 @@ fn replication(shown: &ReplicationStatus) -> Check {
 }
 
 fn freshness(diagnostics: &Diagnostics) -> Check {
+    freshness_of(diagnostics, diagnostics.lanes.main())
+}
+
+fn freshness_of(diagnostics: &Diagnostics, lane: &Lane) -> Check {
     let bound = Duration::from_secs(diagnostics.config.health.max_staleness_seconds);
-    let age = diagnostics.hub.freshness().borrow().age();
+    let age = lane.hub.freshness().borrow().age();
     let problem = match age {
         None => Some("no heartbeat received yet".to_owned()),
         Some(age) if age > bound => Some(format!(

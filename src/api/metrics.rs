@@ -12,7 +12,9 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::api::health::Diagnostics;
+use crate::api::lane::Lane;
 use crate::api::request::Request;
+use crate::core::lane::Lanes;
 use crate::http::error::Error;
 use crate::http::response::{self, Response};
 use crate::replication::report::{Lag, ReplicationStatus, ReplicatorState};
@@ -35,15 +37,17 @@ pub async fn metrics(diagnostics: Arc<Diagnostics>, _request: Request) -> Result
 /// The gauges of the current state. Unknown values are omitted.
 fn gauges(diagnostics: &Diagnostics) -> Registry {
     let mut now = registry();
+    let main = diagnostics.lanes.main();
     let version: Family<[(&str, &str); 2], Gauge<f64, AtomicU64>> = Family::default();
     version
         .get_or_create(&[("version", env!("CARGO_PKG_VERSION")), ("commit", telemetry::COMMIT)])
         .set(1.0);
     now.register("build_info", "Version and commit of the program", version);
-    if let Some(shown) = &diagnostics.replication {
+    if let Some(shown) = &main.replication {
         replication_gauges(&mut now, shown);
     }
-    if let Some(age) = diagnostics.hub.freshness().borrow().age() {
+    lane_gauges(&mut now, &diagnostics.lanes);
+    if let Some(age) = main.hub.freshness().borrow().age() {
         now.register(
             "freshness_age_seconds",
             "Age of the data that clients see: time since the commit of the last heartbeat received",
@@ -53,19 +57,19 @@ fn gauges(diagnostics: &Diagnostics) -> Registry {
     now.register(
         "subscribers",
         "Event streams and WebSockets connected to this process",
-        ConstGauge::new(diagnostics.hub.subscribers() as f64),
+        ConstGauge::new(main.hub.subscribers() as f64),
     );
     now.register(
         "subscriber_queue_events",
         "Events queued for the slowest reader of this process; at live.queue_events_max it reads its streams instead",
-        ConstGauge::new(diagnostics.hub.longest_queue() as f64),
+        ConstGauge::new(main.hub.longest_queue() as f64),
     );
     now.register(
         "device_changes_waiting",
         "Changes of devices queued for their listeners, at most 1024",
-        ConstGauge::new(diagnostics.hub.device_changes_waiting() as f64),
+        ConstGauge::new(main.hub.device_changes_waiting() as f64),
     );
-    let waits = diagnostics.visibility.waits();
+    let waits = main.visibility.waits();
     now.register(
         "visibility_waiting",
         "Waits of readers for commits that are published and that Postgres does not show yet",
@@ -90,7 +94,7 @@ fn gauges(diagnostics: &Diagnostics) -> Registry {
             "Failed statements, by cause: unavailable, constraint, statement (refused by Postgres), timeout",
         ],
     );
-    diagnostics.store.operations().register(
+    main.store.operations().register(
         &mut now,
         "redis_command",
         [
@@ -125,6 +129,59 @@ fn gauges(diagnostics: &Diagnostics) -> Registry {
         ConstGauge::new(pool.max as f64),
     );
     now
+}
+
+/// The gauges of the lanes beside the main one; those of the main one have names without `lane`.
+fn lane_gauges(now: &mut Registry, lanes: &Lanes<Lane>) {
+    type OfLanes = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
+    let (streaming, stopped, lag, retained, age) = <(OfLanes, OfLanes, OfLanes, OfLanes, OfLanes)>::default();
+    let (mut has_replicator, mut has_age) = (false, false);
+    for (name, lane) in lanes.iter().skip(1) {
+        let label = || vec![("lane", name.to_owned())];
+        if let Some(known) = lane.hub.freshness().borrow().age() {
+            age.get_or_create(&label()).set(known.as_secs_f64());
+            has_age = true;
+        }
+        let Some(shown) = &lane.replication else { continue };
+        has_replicator = true;
+        let is_streaming = shown.state.borrow().is_streaming();
+        streaming.get_or_create(&label()).set(f64::from(u8::from(is_streaming)));
+        if let ReplicatorState::Streaming { stopped_streams, .. } = *shown.state.borrow() {
+            stopped.get_or_create(&label()).set(stopped_streams as f64);
+        }
+        if let Some(known) = shown.lag() {
+            lag.get_or_create(&label()).set(known.published as f64);
+        }
+        let sample = shown.sample.borrow();
+        if let Some(bytes) = sample.as_ref().and_then(SlotSample::retained_wal_bytes) {
+            retained.get_or_create(&label()).set(bytes as f64);
+        }
+    }
+    if has_age {
+        now.register(
+            "lane_freshness_age_seconds",
+            "freshness_age_seconds of each lane beside the main one",
+            age,
+        );
+    }
+    if has_replicator {
+        now.register(
+            "lane_streaming",
+            "1 while this process follows the log for a lane beside the main one",
+            streaming,
+        );
+        now.register("lane_streams_stopped", "streams_stopped of each of them", stopped);
+        now.register(
+            "lane_lag_bytes",
+            "Bytes of the write-ahead log that each of them has not published",
+            lag,
+        );
+        now.register(
+            "lane_retained_wal_bytes",
+            "slot_retained_wal_bytes of the slot of each of them",
+            retained,
+        );
+    }
 }
 
 fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {

@@ -21,6 +21,7 @@ pub mod error;
 pub mod health;
 pub mod home;
 pub(crate) mod item_body;
+pub mod lane;
 pub mod live;
 pub mod messages;
 pub mod metrics;
@@ -47,6 +48,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use self::access_token::Tokens;
+use self::lane::Lane;
 use self::rates::Rates;
 use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
@@ -62,6 +64,7 @@ use crate::accounts::tickets::Tickets;
 use crate::accounts::users::Users;
 use crate::config::Config;
 use crate::config::rule::Rule;
+use crate::core::lane::Lanes;
 use crate::core::rate::Rate;
 use crate::core::slots::Slots;
 use crate::feature::budgets::Budgets;
@@ -113,20 +116,13 @@ pub struct App {
     pub budgets: Budgets,
     pub users: Users,
     pub messages: Messages,
-    pub presence: Presence,
     /// Counts the open streams of each user.
     pub streams: Slots<(Arc<str>, Uuid)>,
     /// Limits how often a user says how they are.
     pub declarations: Rate<(Arc<str>, Uuid)>,
-    pub store: Store,
-    pub hub: Hub,
-    /// Whether Postgres shows what is published.
-    pub visibility: Visibility,
+    /// What each lane has for its tenants.
+    pub lanes: Lanes<LaneApp>,
     pub cursors: CursorKey,
-    /// Delivers batches to devices.
-    pub incoming: Incoming,
-    /// Takes uploads of devices.
-    pub outgoing: Outgoing,
     /// Collects sync times.
     pub metadata: Metadata,
     pub metrics: Arc<Metrics>,
@@ -134,13 +130,24 @@ pub struct App {
     pub stop: CancellationToken,
 }
 
+/// What a lane has for its tenants.
+#[derive(Debug, Clone)]
+pub struct LaneApp {
+    pub store: Store,
+    pub hub: Hub,
+    /// Whether Postgres shows what is published.
+    pub visibility: Visibility,
+    pub presence: Presence,
+    /// Delivers batches to devices.
+    pub incoming: Incoming,
+    /// Takes uploads of devices.
+    pub outgoing: Outgoing,
+}
+
 /// The connections and shared parts that an [`App`] is built from.
 #[derive(Debug)]
 pub struct Parts {
     pub database: Database,
-    pub store: Store,
-    pub hub: Hub,
-    pub visibility: Visibility,
     pub metrics: Arc<Metrics>,
     /// Where a webhook sends mails.
     pub mails: Option<Mails>,
@@ -151,43 +158,81 @@ pub struct Parts {
 impl App {
     /// # Errors
     /// For an unusable setting, such as a missing token secret.
-    pub fn new(config: Arc<Config>, parts: Parts) -> anyhow::Result<Self> {
+    pub fn new(config: Arc<Config>, lanes: &Lanes<Lane>, parts: Parts) -> anyhow::Result<Self> {
         config.check_secrets()?;
         let Parts {
             database,
-            store,
-            hub,
-            visibility,
             metrics,
             mails,
             stop,
         } = parts;
+        // What belongs to no tenant, such as sessions and limits.
+        let store = &lanes.main().store;
         let previous = config.auth.jwt_previous_secrets.iter();
         let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
             key.or_previous(secret.expose())
         });
-        let gate = TailGate::new(
-            hub.freshness(),
-            Duration::from_secs(config.health.max_staleness_seconds),
-            store.clone(),
-        );
-        let is_open = gate.clone();
-        let settings = cache::Settings::new(&config.cache, Arc::new(move || is_open.is_open()), metrics.clone());
+        let staleness_max = Duration::from_secs(config.health.max_staleness_seconds);
+        let gates = lanes.map(|_, lane| TailGate::new(lane.hub.freshness(), staleness_max, lane.store.clone()));
+        let are_open = gates.clone();
+        let is_open = Arc::new(move |tenant: &str| are_open.of(tenant).is_open());
+        let settings = cache::Settings::new(&config.cache, is_open, metrics.clone());
         let users = Users::new(database.clone(), &settings);
         let messages = Messages::new(database.clone(), &settings, &config);
         if config.cache.ttl_seconds > 0 {
-            // The gate opens when all caches have seen a change, so it comes last.
-            hub.add_listener(Arc::new(users.clone()));
-            hub.add_listener(Arc::new(messages.clone()));
-            hub.add_listener(Arc::new(gate));
+            for (name, Lane { hub, .. }) in lanes.iter() {
+                // The gate opens when all caches have seen a change, so it comes last.
+                hub.add_listener(Arc::new(users.clone()));
+                hub.add_listener(Arc::new(messages.clone()));
+                if let Some(gate) = gates.named(name) {
+                    hub.add_listener(Arc::new(gate.clone()));
+                }
+            }
         }
         let metadata = Metadata::default();
-        let reports = Reports {
-            store: store.clone(),
-            metadata: metadata.clone(),
-        };
-        let standings = Standings::new(database.clone(), &config, hub.freshness());
-        let budgets = Budgets::new(metrics.clone());
+        let freshness = lanes.map(|_, lane| lane.hub.freshness());
+        let standings = Standings::new(database.clone(), &config, freshness.clone());
+        let budgets = Budgets::new(lanes, metrics.clone());
+        let turns = Turns::new(config.postgres.pool_size);
+        let apps = lanes.try_map(|_, lane| {
+            let (store, visibility) = (&lane.store, &lane.visibility);
+            let reports = Reports {
+                store: store.clone(),
+                metadata: metadata.clone(),
+            };
+            anyhow::Ok(LaneApp {
+                store: store.clone(),
+                hub: lane.hub.clone(),
+                visibility: visibility.clone(),
+                presence: Presence::new(&lane.config, store.operations().clone())?,
+                incoming: Incoming {
+                    database: database.clone(),
+                    store: store.clone(),
+                    cursors: cursors.clone(),
+                    rules: Rule::of_changes(&config.groups)
+                        .into_iter()
+                        .chain(config.routes.iter().cloned())
+                        .collect(),
+                    providers: config.auth.providers.clone().into(),
+                    prefetch: Prefetch::default(),
+                    statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
+                    reports: reports.clone(),
+                    visibility: visibility.clone(),
+                    metrics: metrics.clone(),
+                    never_synced: incoming::never_synced(database.clone()),
+                },
+                outgoing: Outgoing {
+                    database: database.clone(),
+                    store: store.clone(),
+                    messages: messages.clone(),
+                    reports,
+                    metrics: metrics.clone(),
+                    turns: turns.clone(),
+                    config: config.clone(),
+                    budgets: budgets.clone(),
+                },
+            })
+        })?;
         let failed_logins = FailedLogins::new(database.clone());
         Ok(Self {
             providers: Providers::new(&config, metrics.auth.clone())?,
@@ -211,36 +256,9 @@ impl App {
                 database.clone(),
                 users.clone(),
                 &config,
-                hub.freshness(),
+                freshness,
                 metrics.device_cache.clone(),
             ),
-            presence: Presence::new(&config, store.operations().clone())?,
-            incoming: Incoming {
-                database: database.clone(),
-                store: store.clone(),
-                cursors: cursors.clone(),
-                rules: Rule::of_changes(&config.groups)
-                    .into_iter()
-                    .chain(config.routes.iter().cloned())
-                    .collect(),
-                providers: config.auth.providers.clone().into(),
-                prefetch: Prefetch::default(),
-                statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
-                reports: reports.clone(),
-                visibility: visibility.clone(),
-                metrics: metrics.clone(),
-                never_synced: incoming::never_synced(database.clone()),
-            },
-            outgoing: Outgoing {
-                database: database.clone(),
-                store: store.clone(),
-                messages: messages.clone(),
-                reports,
-                metrics: metrics.clone(),
-                turns: Turns::new(config.postgres.pool_size),
-                config: config.clone(),
-                budgets: budgets.clone(),
-            },
             budgets,
             streams: Slots::new(config.live.streams_per_user_max),
             declarations: Rate::per_minute(DECLARATIONS_PER_MINUTE),
@@ -249,13 +267,18 @@ impl App {
             messages,
             database,
             config,
-            store,
-            hub,
-            visibility,
+            lanes: apps,
             cursors,
             metrics,
             stop,
         })
+    }
+}
+
+impl App {
+    /// What the lane of a tenant has.
+    pub fn lane(&self, tenant: &str) -> &LaneApp {
+        self.lanes.of(tenant)
     }
 }
 

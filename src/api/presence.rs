@@ -58,11 +58,11 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
                     format!("must not list more than {USERS_MAX} users"),
                 ));
             }
-            let mut list = app.presence.of(tenant, &ids).await?;
+            let mut list = app.lane(tenant).presence.of(tenant, &ids).await?;
             list.total = i64::try_from(list.entries.len()).unwrap_or(i64::MAX);
             list
         }
-        None => app.presence.page(tenant, limit, offset).await?,
+        None => app.lane(tenant).presence.page(tenant, limit, offset).await?,
     };
     let rows: Vec<PresenceBody> = list.entries.iter().map(PresenceBody::of).collect();
     let end = offset.saturating_add(i64::try_from(rows.len()).unwrap_or(i64::MAX));
@@ -105,6 +105,6 @@ pub(crate) async fn declare_status(app: &App, caller: &Principal, status: Option
     app.declarations
         .take((tenant.as_str().into(), user))
         .map_err(feature::Error::Limited)?;
-    let folded = app.presence.declare(tenant, user, &place, status).await?;
+    let folded = app.lane(tenant).presence.declare(tenant, user, &place, status).await?;
     Ok(json!({"user_id": user, "status": folded, "own_status": status}))
 }

@@ -48,7 +48,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     };
     let sources = Sources {
         database: &app.database,
-        store: &app.store,
+        store: &app.lane(&caller.tenant().name).store,
         cursors: &app.cursors,
         routing: Routing::configured(&app.config),
     };

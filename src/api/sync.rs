@@ -98,7 +98,9 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         Some(pending) => Some(pending),
         None => reported_pending(&request)?,
     };
-    let uploaded = app.outgoing.upload(request.device()?, items, pending).await?;
+    let device = request.device()?;
+    let outgoing = &app.lane(&device.tenant.name).outgoing;
+    let uploaded = outgoing.upload(device, items, pending).await?;
     // For clients that read counts only: an item counts as synced if its change is in effect.
     let failed: Vec<Value> = uploaded
         .results
@@ -107,7 +109,7 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         .map(failed_item)
         .collect();
     let synced = uploaded.results.len() - failed.len();
-    let position = app.outgoing.position_of(uploaded.lsn).await;
+    let position = outgoing.position_of(uploaded.lsn).await;
     let results: Vec<ItemBody> = uploaded.results.into_iter().map(ItemBody::from).collect();
     response::json(
         StatusCode::OK,
@@ -157,7 +159,7 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
         bytes_max: settings.batch_bytes_max,
         pending_outgoing: reported_pending(&request)?,
     };
-    let batch = app.incoming.batch(device, wanted).await?;
+    let batch = app.lane(&device.tenant.name).incoming.batch(device, wanted).await?;
 
     let content = &batch.content;
     // Rows make up nearly all of the response, so their size decides.
@@ -223,7 +225,9 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
     let body: Acknowledgement = request.json(app.config.server.body_bytes_max).await?;
     let cursor = required("cursor", body.cursor)?;
     let pending = reported_pending(&request)?;
-    app.incoming.acknowledge(request.device()?, &cursor, pending).await?;
+    let device = request.device()?;
+    let incoming = &app.lane(&device.tenant.name).incoming;
+    incoming.acknowledge(device, &cursor, pending).await?;
     response::json(
         StatusCode::OK,
         &json!({"acknowledged": true, "sync_timestamp": Timestamp::now()}),
@@ -233,7 +237,7 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
 /// `GET /api/sync/status`: how the device's sync stands.
 pub async fn status(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let device = request.device()?;
-    let sync = app.incoming.status(device).await?;
+    let sync = app.lane(&device.tenant.name).incoming.status(device).await?;
     response::json(
         StatusCode::OK,
         &json!({

@@ -101,13 +101,23 @@ async fn erase_user(app: Arc<App>, mut request: Request, id: Uuid) -> Result<Res
 
 /// The users who are online or away. Without Redis there are none.
 async fn present(app: &App, tenant: &str) -> Vec<Uuid> {
-    let present = app.presence.present(tenant).await.unwrap_or_else(unavailable);
+    let present = app
+        .lane(tenant)
+        .presence
+        .present(tenant)
+        .await
+        .unwrap_or_else(unavailable);
     present.entries.iter().map(|entry| entry.user).collect()
 }
 
 async fn add_presence(app: &App, tenant: &str, users: &mut [User]) {
     let ids: Vec<Uuid> = users.iter().map(|user| user.id).collect();
-    let found = app.presence.of(tenant, &ids).await.unwrap_or_else(unavailable);
+    let found = app
+        .lane(tenant)
+        .presence
+        .of(tenant, &ids)
+        .await
+        .unwrap_or_else(unavailable);
     for user in users {
         if let Some(entry) = found.entries.iter().find(|entry| entry.user == user.id) {
             user.set_presence(entry);

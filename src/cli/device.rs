@@ -259,6 +259,7 @@ async fn resync(
     let (database, tenant) = known_tenant(config, tenant).await?;
     let DeviceRecord { device, username } = find(&database, &tenant, device_id).await?;
     confirm.check(|| format!("each device of {username} would take a snapshot"))?;
+    let config = super::in_lane(config, &database, &tenant.name).await?;
     let store = Store::new(&config.redis).context("key `redis.url`")?;
     let requested = admin::tenants::resync_user(&database, &tenant, device.user_id, &Actor::cli())
         .await

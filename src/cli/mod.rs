@@ -17,6 +17,7 @@ mod device;
 mod doctor;
 mod human;
 mod kit;
+mod lane;
 mod migrate;
 mod notify;
 mod output;
@@ -131,6 +132,8 @@ enum Command {
     Console(console::Console),
     /// Manage tenants; each has its own schema
     Tenant(tenant::Tenant),
+    /// Inspect the lanes: which Redis and which replication slot have the streams of which tenants
+    Lane(lane::LaneCommand),
     /// Manage the users of a tenant
     User(user::User),
     /// Manage the devices of a tenant's users
@@ -169,6 +172,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Migrate(command) => command.run(&cli.global).await,
         Command::Console(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,
+        Command::Lane(command) => command.run(&cli.global).await,
         Command::User(command) => command.run(&cli.global).await,
         Command::Device(command) => command.run(&cli.global).await,
         Command::Slot(command) => command.run(&cli.global).await,
@@ -247,6 +251,19 @@ async fn find_registered(database: &Database, name: &str) -> Result<Listed> {
         .await
         .context(tenants::UNREADABLE)?
         .with_context(|| no_tenant(name))
+}
+
+/// The settings of the lane that has a tenant, which must exist.
+async fn in_lane(config: &Config, database: &Database, tenant: &str) -> Result<Config> {
+    let listed = find_registered(database, tenant).await?;
+    of_lane(config, &listed.lane)
+}
+
+/// The settings of a lane.
+fn of_lane(config: &Config, lane: &str) -> Result<Config> {
+    let lanes = config.of_lanes();
+    let found = lanes.named(lane).cloned();
+    found.with_context(|| format!("there is no lane {lane} in the configuration; `posduif lane list` lists all"))
 }
 
 fn no_tenant(name: &str) -> String {

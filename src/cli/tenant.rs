@@ -16,6 +16,7 @@ use crate::admin::streams::GroupTotals;
 use crate::admin::tenants::{TenantRecord, TenantReport, dropped_meanwhile, report};
 use crate::admin::{self, published};
 use crate::config::Config;
+use crate::core::lane;
 use crate::postgres::audit::Actor;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
@@ -42,6 +43,9 @@ enum Verb {
         /// Whether web users may register themselves [default for a new tenant: closed]
         #[arg(long)]
         registration: Option<Registration>,
+        /// The lane that has its streams; a tenant that exists stays where it is
+        #[arg(long, default_value = lane::MAIN)]
+        lane: String,
     },
     /// List all tenants
     List,
@@ -74,6 +78,15 @@ enum Verb {
         #[command(flatten)]
         confirm: Confirm,
     },
+    /// Move a tenant to another lane: each of its devices takes a snapshot, other readers receive a reset
+    Move {
+        /// The tenant
+        name: String,
+        /// The lane, one of `posduif lane list`
+        lane: String,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -98,8 +111,13 @@ impl Tenant {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
-            Verb::Create { name, registration } => {
-                output::print(global, &create(&config, &database, name, registration).await?)
+            Verb::Create {
+                name,
+                registration,
+                lane,
+            } => output::print(global, &create(&config, &database, name, registration, &lane).await?),
+            Verb::Move { name, lane, confirm } => {
+                output::print(global, &move_to(global, &config, &database, name, lane, confirm).await?)
             }
             Verb::Pause { name } => output::print(global, &set_paused(&database, name, true).await?),
             Verb::Resume { name } => output::print(global, &set_paused(&database, name, false).await?),
@@ -131,8 +149,10 @@ async fn create(
     database: &Database,
     name: String,
     registration: Option<Registration>,
+    lane: &str,
 ) -> Result<Created> {
-    let created = tenants::create(database, &config.replication, &name).await?;
+    super::of_lane(config, lane)?;
+    let created = tenants::create(database, &config.replication, &name, lane).await?;
     if let Some(registration) = registration {
         tenants::set_registration(database, &name, registration == Registration::Open).await?;
     }
@@ -164,8 +184,17 @@ struct TenantList(Vec<TenantRecord>);
 
 impl Render for TenantList {
     fn text(&self, out: &mut Text) {
-        let row = |tenant: &TenantRecord| [tenant.name.clone(), tenant.schema.clone(), tenant.state.clone()];
-        out.table(["TENANT", "SCHEMA", "STATE"], self.0.iter().map(row));
+        let row = |tenant: &TenantRecord| {
+            let TenantRecord {
+                name,
+                schema,
+                lane,
+                state,
+                ..
+            } = tenant.clone();
+            [name, schema, lane, state]
+        };
+        out.table(["TENANT", "SCHEMA", "LANE", "STATE"], self.0.iter().map(row));
     }
 }
 
@@ -219,13 +248,14 @@ async fn drop(
         format!("the schema tenant_{name} with all its rows, its streams and {devices} devices would be lost")
     })?;
     // Connected first, so that no keys are left behind.
-    let store = connect_redis(config).await?;
+    let config = super::in_lane(config, database, &name).await?;
+    let store = connect_redis(&config).await?;
     let mut progress = Progress::new(global, "dropping the schema", None);
     let dropped = tenants::drop(database, &name)
         .await?
         .with_context(|| dropped_meanwhile(&name))?;
     progress.turn_to("removing keys in Redis", None);
-    let removing = published::remove_tenant(database, &store, &name, dropped, DROP_TIMEOUT, |keys| {
+    let removing = published::remove_tenant(database, (&store, &config.lane), &name, dropped, DROP_TIMEOUT, |keys| {
         progress.set(keys)
     });
     let keys = removing.await.with_context(|| {
@@ -265,6 +295,7 @@ async fn resync(
     find_tenant(database, &name).await?;
     let devices = tenants::count_devices(database, &name).await?;
     confirm.check(|| format!("the {devices} devices of tenant {name} would each take a snapshot"))?;
+    let config = super::in_lane(config, database, &name).await?;
     let store = Store::new(&config.redis).context("key `redis.url`")?;
     let requested = admin::tenants::resync(database, &name, &Actor::cli())
         .await?
@@ -276,6 +307,84 @@ async fn resync(
         devices,
         published,
     })
+}
+
+#[derive(Serialize)]
+struct Moved {
+    name: String,
+    from: String,
+    to: String,
+    devices: i64,
+    /// Whether the engine of the new lane has published the request.
+    published: bool,
+    /// Whether its keys in the former lane are removed.
+    removed: bool,
+}
+
+async fn move_to(
+    global: &Global,
+    config: &Config,
+    database: &Database,
+    name: String,
+    to: String,
+    confirm: Confirm,
+) -> Result<Moved> {
+    let from = find_registered(database, &name).await?.lane;
+    let (old, new) = (super::of_lane(config, &from), super::of_lane(config, &to)?);
+    if from == to {
+        bail!("the tenant {name} is in the lane {to} already");
+    }
+    let devices = tenants::count_devices(database, &name).await?;
+    confirm.check(|| format!("the {devices} devices of tenant {name} would each take a snapshot"))?;
+    let store = Store::new(&new.redis).context("its `redis_url`")?;
+    let requested = tenants::move_to(database, &name, &to)
+        .await?
+        .with_context(|| dropped_meanwhile(&name))?;
+    let mut progress = Progress::new(global, "waiting for the engine", None);
+    let published = published::wait(&store, requested, RESYNC_TIMEOUT, |_| {}).await.is_ok();
+    progress.turn_to("removing keys in the former lane", None);
+    // The lane may be left because its Redis is gone; its engine removes the streams when that returns.
+    let removing = async {
+        let old = old?;
+        let store = Store::new(&old.redis)?;
+        let place = (&store, &old.lane);
+        published::remove_tenant(database, place, &name, requested, RESYNC_TIMEOUT, |keys| {
+            progress.set(keys)
+        })
+        .await
+    };
+    let removed = removing.await.is_ok();
+    Ok(Moved {
+        name,
+        from,
+        to,
+        devices,
+        published,
+        removed,
+    })
+}
+
+impl Render for Moved {
+    fn text(&self, out: &mut Text) {
+        let Self {
+            name,
+            from,
+            to,
+            devices,
+            ..
+        } = self;
+        outln!(
+            out,
+            "moved the tenant {name} from the lane {from} to {to}; its {devices} devices take a snapshot at their next sync{}",
+            later(self.published)
+        );
+        if !self.removed {
+            outln!(
+                out,
+                "its keys of users and devices in {from} are not removed: no engine has published the move there"
+            );
+        }
+    }
 }
 
 /// What follows "at the next sync" in a sentence.
@@ -308,6 +417,7 @@ async fn show(global: &Global, config: &Config, database: &Database, name: &str)
         }
         return Err(error);
     }
+    let config = &super::of_lane(config, &listed.lane)?;
     let store = connect_redis(config).await?;
     output::print(
         global,

@@ -20,6 +20,7 @@ use crate::accounts::standing::Standings;
 use crate::accounts::users::{self, Account, Filter, NewPassword, NewUser, Role, UserType};
 use crate::admin::status::connect_redis;
 use crate::config::Config;
+use crate::core::lane::Lanes;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
@@ -317,7 +318,7 @@ impl TargetUser {
 
 /// The sessions of users. Without a receiver of changes, nothing is cached here.
 fn sessions(config: &Config, database: Database, store: Store) -> Sessions {
-    let standings = Standings::new(database, config, watch::Sender::default().subscribe());
+    let standings = Standings::new(database, config, Lanes::of_main(watch::Sender::default().subscribe()));
     Sessions::new(store, standings, config)
 }
 

@@ -62,6 +62,11 @@ fn secret_of_file(name: &str, path: &str, file: &str) -> Result<String> {
             SECRETS.join(", ")
         );
     }
+    read_secret(&format!("environment variable {name}"), file)
+}
+
+/// A secret in a file, without the line break at its end. `named_by` is what names the file.
+pub(super) fn read_secret(named_by: &str, file: &str) -> Result<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(file)?
@@ -69,13 +74,13 @@ fn secret_of_file(name: &str, path: &str, file: &str) -> Result<String> {
             .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().with_context(|| format!("environment variable {name}: cannot read {file}"))?;
+    let bytes = read().with_context(|| format!("{named_by}: cannot read {file}"))?;
     if bytes.len() as u64 > SECRET_FILE_BYTES_MAX {
-        bail!("environment variable {name}: {file} has more than {SECRET_FILE_BYTES_MAX} bytes");
+        bail!("{named_by}: {file} has more than {SECRET_FILE_BYTES_MAX} bytes");
     }
     // Without the error, which has the bytes.
     let Ok(text) = String::from_utf8(bytes) else {
-        bail!("environment variable {name}: {file} is not UTF-8");
+        bail!("{named_by}: {file} is not UTF-8");
     };
     let line = text.strip_suffix('\n').unwrap_or(&text);
     Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())

@@ -19,6 +19,7 @@ mod enrollment;
 mod environment;
 pub mod group;
 mod health;
+pub mod lane;
 mod limits;
 mod live;
 mod log;
@@ -61,6 +62,7 @@ pub use self::certificate::CertificateFiles;
 pub use self::enrollment::Enrollment;
 use self::group::{Group, Groups};
 pub use self::health::Health;
+use self::lane::{Lane, LaneName};
 pub use self::limits::Limits;
 pub use self::live::Live;
 pub use self::log::{Log, LogFormat, parse_level};
@@ -150,10 +152,15 @@ pub struct Config {
     pub health: Health,
     pub log: Log,
     pub telemetry: Telemetry,
+    /// Lanes beside the main one.
+    pub lanes: Vec<Lane>,
     /// Groups of users, to which rules may send rows.
     pub groups: Groups,
     /// Routing rules for the operator's own tables, in addition to the built-in ones.
     pub routes: Vec<Rule>,
+    /// The lane of which these are the settings.
+    #[serde(skip)]
+    pub lane: LaneName,
 }
 
 impl Config {
@@ -199,12 +206,13 @@ impl Config {
         for (path, value) in environment::overrides(env)? {
             apply_override(&mut tree, &defaults, &path, &value)?;
         }
-        let config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
+        let mut config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
             let path = error.path().to_string();
             let found = path.split('.').try_fold(&tree, |node, part| node.get(part));
             refused(found, &path, &error.inner().to_string())
         })?;
         config.check()?;
+        lane::read_files(&mut config.lanes)?;
         Ok(config)
     }
 
@@ -258,6 +266,7 @@ impl Config {
         self.push.check()?;
         self.log.check()?;
         self.telemetry.check()?;
+        lane::check_all(self)?;
         group::check_all(&self.groups, &self.routes)?;
         rule::check_subjects(&self.routes, &self.groups, &self.auth.providers)?;
         rule::check_all(&self.routes, &self.groups)
@@ -351,7 +360,7 @@ fn apply_override(tree: &mut Value, defaults: &Value, path: &str, text: &str) ->
 fn refused(found: Option<&Value>, path: &str, why: &str) -> anyhow::Error {
     let place = path.split('[').next().unwrap_or(path);
     let holds = |secret: &&str| **secret == *place || secret.starts_with(&format!("{path}."));
-    if path == "." || SECRETS.iter().any(holds) {
+    if path == "." || path.starts_with("lanes") || SECRETS.iter().any(holds) {
         return anyhow!("key `{path}` = ***: not of its type (not shown, since it may hold a secret)");
     }
     match found {

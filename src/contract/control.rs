@@ -9,13 +9,14 @@ use uuid::Uuid;
 
 use super::group::GroupId;
 use super::stream_name::Target;
+use crate::core::lane;
 use crate::core::position::StreamId;
 use crate::core::tenant::{ACTIVE, PAUSED, is_valid_name, state_name};
 
 /// The table in the schema `posduif`.
 pub const TABLE: &str = "commands";
 
-/// Name of [`Command::CreateTenant`]: `<tenant> [<generation> [<state>]]`.
+/// Name of [`Command::CreateTenant`]: `<tenant> [<generation> [<state> [<lane>]]]`.
 pub const CREATE_TENANT: &str = "create_tenant";
 
 /// Name of [`Command::SetState`]: `<tenant> <state>`.
@@ -61,6 +62,8 @@ pub enum Command {
         tenant: Arc<str>,
         generation: i64,
         is_paused: bool,
+        /// The lane that has them; any other one removes what it has of the tenant.
+        lane: Arc<str>,
     },
     /// Pauses or resumes a tenant's delivery.
     SetState {
@@ -107,9 +110,10 @@ impl Command {
                 tenant,
                 generation,
                 is_paused,
+                lane,
             } => (
                 CREATE_TENANT,
-                format!("{tenant} {generation} {}", state_name(*is_paused)),
+                format!("{tenant} {generation} {} {lane}", state_name(*is_paused)),
             ),
             Self::SetState { tenant, is_paused } => (SET_STATE, format!("{tenant} {}", state_name(*is_paused))),
             Self::DropTenant { tenant } => (DROP_TENANT, tenant.to_string()),
@@ -132,6 +136,7 @@ impl Command {
                 tenant,
                 generation: words.next().map_or(Ok(1), str::parse).ok()?,
                 is_paused: words.next().unwrap_or(ACTIVE) == PAUSED,
+                lane: words.next().unwrap_or(lane::MAIN).into(),
             }),
             SET_STATE => Some(Self::SetState {
                 tenant,
@@ -178,10 +183,13 @@ mod tests {
             })
         };
         prop_oneof![
-            (tenant(), any::<i64>(), any::<bool>()).prop_map(|(tenant, generation, is_paused)| Command::CreateTenant {
-                tenant,
-                generation,
-                is_paused
+            (tenant(), any::<i64>(), any::<bool>(), tenant()).prop_map(|(tenant, generation, is_paused, lane)| {
+                Command::CreateTenant {
+                    tenant,
+                    generation,
+                    is_paused,
+                    lane,
+                }
             }),
             (tenant(), any::<bool>()).prop_map(|(tenant, is_paused)| Command::SetState { tenant, is_paused }),
             tenant().prop_map(|tenant| Command::DropTenant { tenant }),
@@ -217,13 +225,18 @@ mod tests {
     fn contents_assembled_by_sql_are_commands() {
         let user = Uuid::from_u128(7);
         let tenant: Arc<str> = "acme".into();
-        let created = |generation| Command::CreateTenant {
+        let created = |generation, lane: &str| Command::CreateTenant {
             tenant: tenant.clone(),
             generation,
             is_paused: false,
+            lane: lane.into(),
         };
-        assert_eq!(Command::parse(CREATE_TENANT, "acme"), Some(created(1)));
-        assert_eq!(Command::parse(CREATE_TENANT, "acme 3 active"), Some(created(3)));
+        assert_eq!(Command::parse(CREATE_TENANT, "acme"), Some(created(1, "main")));
+        assert_eq!(Command::parse(CREATE_TENANT, "acme 3 active"), Some(created(3, "main")));
+        assert_eq!(
+            Command::parse(CREATE_TENANT, "acme 3 active eu"),
+            Some(created(3, "eu"))
+        );
         assert_eq!(
             Command::parse(RECREATE_STREAM, &format!("acme inbox:{user}")),
             Some(Command::RecreateStream(Target::Inbox(tenant.clone(), user)))

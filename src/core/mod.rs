@@ -1,10 +1,11 @@
-//! Values without IO that all parts use: positions, tenants, subjects, times, pages, RESP, JSON, backoff, and bounds for each
-//! key.
+//! Values without IO that all parts use: positions, tenants, subjects, times, pages, RESP, JSON, backoff, lanes, and bounds
+//! for each key.
 
 pub mod backoff;
 pub mod digest;
 pub mod event;
 pub mod json;
+pub mod lane;
 pub mod operation;
 pub mod page;
 pub mod position;

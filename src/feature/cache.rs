@@ -35,8 +35,8 @@ const SLOTS: usize = 16_384;
 /// Number of slots that record resets of tenants. Tenants that share a slot invalidate each other.
 const TENANT_SLOTS: usize = 4096;
 
-/// Whether the live tail has reached everything that this process has read.
-pub type Gate = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Whether the live tail of a tenant's lane has reached everything that this process has read there.
+pub type Gate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// The settings that all caches of a process share.
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl Settings {
             lifetime,
             entries_max: config.entries_max,
             messages_bytes_max: config.messages_bytes_max,
-            gate: if lifetime.is_zero() { Arc::new(|| false) } else { gate },
+            gate: if lifetime.is_zero() { Arc::new(|_| false) } else { gate },
             metrics,
         }
     }
@@ -195,7 +195,7 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
     }
 
     fn lookup_entry(&self, key: Key, is_usable: impl Fn(&Snapshot) -> bool) -> Lookup<V> {
-        if !(self.settings.gate)() {
+        if !(self.settings.gate)(&key.tenant) {
             return Lookup::Miss(None);
         }
         let reset = self.resets[self.tenant_slot(&key.tenant)].load(Ordering::Acquire);
@@ -297,7 +297,7 @@ mod tests {
         let config = config::Cache::default();
         let settings = Settings::new(
             &config,
-            Arc::new(|| true),
+            Arc::new(|_: &str| true),
             Arc::new(Metrics::new(false, &Labels::default())),
         );
         RowCache::new(metrics::Cache::UnreadCount, &settings)
@@ -395,7 +395,7 @@ mod tests {
         let config = config::Cache::default();
         let settings = Settings::new(
             &config,
-            Arc::new(|| false),
+            Arc::new(|_| false),
             Arc::new(Metrics::new(false, &Labels::default())),
         );
         let cache: RowCache<i64> = RowCache::new(metrics::Cache::UnreadCount, &settings);

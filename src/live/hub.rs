@@ -555,6 +555,18 @@ impl Hub {
         seats.each(|mailbox| mailbox.put(|signals| signals.is_closed = true));
     }
 
+    /// Ends the streams of a tenant, which is in another lane now: its readers connect again.
+    pub fn close_tenant(&self, tenant: &str) {
+        let seats = self.seats();
+        let readers = seats.tenants.get(tenant).into_iter();
+        for mailbox in readers
+            .flat_map(|readers| readers.users.values())
+            .flat_map(|user| &user.mailboxes)
+        {
+            mailbox.put(|signals| signals.is_closed = true);
+        }
+    }
+
     /// Gives each reader its heartbeat once an interval until `stop`, when all streams end.
     pub async fn beat(self, interval: Duration, stop: CancellationToken) {
         let beating = async {

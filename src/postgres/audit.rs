@@ -19,7 +19,7 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 36] = [
+pub const ACTIONS: [&str; 37] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
@@ -48,6 +48,7 @@ pub const ACTIONS: [&str; 36] = [
     "slot_dropped",
     "tenant_created",
     "tenant_dropped",
+    "tenant_moved",
     "tenant_paused",
     "tenant_resumed",
     "tenant_resynced",

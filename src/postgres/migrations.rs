@@ -108,6 +108,7 @@ const CONTROL: &[Migration] = &[
         columns: [("devices", "auth_key")]
     ),
     migration!(12, "control", "0012_routing", tables: ["routing"], columns: []),
+    migration!(13, "control", "0013_lanes", tables: [], columns: [("tenants", "lane")]),
 ];
 const TENANT: &[Migration] = &[
     migration!(

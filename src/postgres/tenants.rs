@@ -1,25 +1,34 @@
 //! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
 
-use crate::postgres::sql;
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tokio_postgres::types::{PgLsn, Type};
 use uuid::Uuid;
 
 use crate::config;
+use crate::config::lane::LaneName;
 use crate::contract::control::{CREATE_TENANT, Command, DROP_TENANT, RECREATE_STREAM, SET_STATE};
 use crate::contract::stream_name::Target;
+use crate::core::lane;
 use crate::core::tenant::{SCHEMA_MISSING, Tenant, is_valid_name, quote_identifier, state_name};
 use crate::core::time::Timestamp;
 use crate::postgres::audit::Actor;
-use crate::postgres::{Database, Error, migrations, publication};
+use crate::postgres::{Database, Error, migrations, publication, sql};
 
 /// Context of an error while the tenants are read.
 pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` creates the tables of the control schema";
 
 /// Creates a tenant: schema, tables, publication entry and directory row, in one transaction with the command on which the
-/// replicator creates the tenant's streams. Returns false when the tenant exists.
-pub async fn create(database: &Database, replication: &config::Replication, name: &str) -> anyhow::Result<bool> {
+/// replicator of its lane creates the tenant's streams. Returns false when the tenant exists.
+pub async fn create(
+    database: &Database,
+    replication: &config::Replication,
+    name: &str,
+    lane: &str,
+) -> anyhow::Result<bool> {
     let Some(tenant) = Tenant::named(name) else {
         bail!("{name:?} is no valid tenant name: allowed are a letter and up to 47 of a-z, 0-9 and _");
     };
@@ -29,7 +38,11 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     let inserted = transaction
         .execute_typed(
             &sql!("postgres/tenant_insert"),
-            &[(&tenant.name, Type::TEXT), (&tenant.schema, Type::TEXT)],
+            &[
+                (&tenant.name, Type::TEXT),
+                (&tenant.schema, Type::TEXT),
+                (&lane, Type::TEXT),
+            ],
         )
         .await
         .context("cannot register the tenant; `posduif migrate up` creates the tables of the control schema")?;
@@ -52,6 +65,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
         tenant: tenant.name.as_str().into(),
         generation: 1,
         is_paused: false,
+        lane: lane.into(),
     };
     send_within(&transaction, &announcement).await?;
     transaction.commit().await?;
@@ -99,6 +113,28 @@ pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Er
         )
         .await?;
     Ok(row.map(|row| row.try_get("lsn")).transpose()?)
+}
+
+/// Moves a tenant to another lane: every device takes a snapshot, every other reader receives a `reset`. Returns the LSN of the
+/// request, or `None` when there is no such tenant, or it is in that lane.
+pub async fn move_to(database: &Database, name: &str, lane: &str) -> Result<Option<PgLsn>, Error> {
+    let row = database
+        .query_opt(
+            &sql!("postgres/tenant_move"),
+            &[(&name, Type::TEXT), (&lane, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map(|row| row.try_get("lsn")).transpose()?)
+}
+
+/// The tenants that are not in the main lane, with their lane.
+pub async fn in_other_lanes(database: &Database) -> Result<HashMap<String, Arc<str>>, Error> {
+    let rows = database
+        .query(&sql!("postgres/tenant_lanes"), &[(&lane::MAIN, Type::TEXT)])
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("name")?, row.try_get::<_, String>("lane")?.into())))
+        .collect()
 }
 
 /// Recreates a user's inbox: each device of the user takes a snapshot, every other reader receives a `reset`. Returns the LSN of
@@ -353,6 +389,8 @@ pub struct Listed {
     pub tenant: Tenant,
     /// `active`, `paused`, or [`SCHEMA_MISSING`].
     pub state: String,
+    /// The lane that has its streams.
+    pub lane: String,
 }
 
 impl Listed {
@@ -377,7 +415,7 @@ impl Listed {
 
 /// All tenants that are registered, with their state, by name: also those whose schema is gone.
 pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
-    listed(database, None).await
+    listed(database, None, None).await
 }
 
 /// The tenant of this name, also when its schema is gone.
@@ -386,12 +424,12 @@ pub async fn registered(database: &Database, name: &str) -> Result<Option<Listed
     if !is_valid_name(name) {
         return Ok(None);
     }
-    Ok(listed(database, Some(name)).await?.pop())
+    Ok(listed(database, Some(name), None).await?.pop())
 }
 
-async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, Error> {
+async fn listed(database: &Database, name: Option<&str>, lane: Option<&str>) -> Result<Vec<Listed>, Error> {
     let sql = &sql!("postgres/tenant_list");
-    let rows = database.query(sql, &[(&name, Type::TEXT)]).await?;
+    let rows = database.query(sql, &[(&name, Type::TEXT), (&lane, Type::TEXT)]).await?;
     rows.iter()
         .map(|row| {
             Ok(Listed {
@@ -400,6 +438,7 @@ async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, 
                     schema: row.try_get("schema_name")?,
                 },
                 state: row.try_get("state")?,
+                lane: row.try_get("lane")?,
             })
         })
         .collect()
@@ -424,12 +463,17 @@ pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<V
 
 /// All tenants that have their schema, by name.
 pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
-    Ok(directory(database)
-        .await?
-        .into_iter()
-        .filter(Listed::has_schema)
-        .map(|listed| listed.tenant)
-        .collect())
+    Ok(with_schema(directory(database).await?))
+}
+
+/// The same of one lane.
+pub async fn list_of(database: &Database, lane: &LaneName) -> Result<Vec<Tenant>, Error> {
+    Ok(with_schema(listed(database, None, Some(lane.as_str())).await?))
+}
+
+fn with_schema(listed: Vec<Listed>) -> Vec<Tenant> {
+    let existing = listed.into_iter().filter(Listed::has_schema);
+    existing.map(|listed| listed.tenant).collect()
 }
 
 /// The tenant of this name, if it exists.

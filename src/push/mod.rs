@@ -86,7 +86,7 @@ impl Waker {
         hub: &Hub,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let webhook = Webhook::new(&config.push, store.clone(), metrics.clone())?;
+        let webhook = Webhook::new(&config, store.clone(), metrics.clone())?;
         let candidates = Arc::new(PushCandidates::default());
         hub.add_listener(candidates.clone());
         Ok(Self {
@@ -173,7 +173,11 @@ impl Waker {
             }
             let result = async {
                 if next_sweep <= now {
-                    sweep.add(tenants::list(&self.database).await.context("cannot list the tenants")?);
+                    sweep.add(
+                        tenants::list_of(&self.database, &self.config.lane)
+                            .await
+                            .context("cannot list the tenants")?,
+                    );
                     next_sweep = now + interval;
                 }
                 self.look_at_due(&mut schedule, now).await?;

@@ -16,7 +16,8 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::Config;
+use crate::config::lane::LaneName;
 use crate::core::backoff::Backoff;
 use crate::core::time::{Timestamp, millis};
 use crate::net::webhook::{Answer, Sender};
@@ -39,6 +40,8 @@ pub struct Webhook {
     attempts_max: u32,
     concurrency: usize,
     store: Store,
+    /// The lane whose entries it sends.
+    lane: LaneName,
     metrics: Arc<Metrics>,
     hinted: Mutex<HashSet<String>>,
     hint: Notify,
@@ -50,7 +53,8 @@ impl Webhook {
     ///
     /// # Errors
     /// When a secret or the URL is malformed, or the file of the authority cannot be read.
-    pub fn new(settings: &config::Push, store: Store, metrics: Arc<Metrics>) -> Result<Option<Self>> {
+    pub fn new(config: &Config, store: Store, metrics: Arc<Metrics>) -> Result<Option<Self>> {
+        let settings = &config.push;
         let Some(webhook) = settings.webhook()? else {
             return Ok(None);
         };
@@ -62,6 +66,7 @@ impl Webhook {
             attempts_max: settings.webhook_attempts_max,
             concurrency: settings.webhook_concurrency,
             store,
+            lane: config.lane.clone(),
             metrics,
             hinted: Mutex::default(),
             hint: Notify::new(),
@@ -80,7 +85,7 @@ impl Webhook {
     pub(super) async fn deliver(self: Arc<Self>, database: &Database) {
         let mut due: HashMap<String, Instant> = HashMap::new();
         loop {
-            match tenants::list(database).await {
+            match tenants::list_of(database, &self.lane).await {
                 Ok(tenants) => {
                     due.extend(tenants.into_iter().map(|tenant| (tenant.name, Instant::now())));
                     break;

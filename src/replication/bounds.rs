@@ -139,7 +139,9 @@ impl Look<'_> {
             self.read_and_cut(page, |_, _| {}).await?;
         }
         if due.sweep || !due.tenants.is_empty() {
-            let tenants = tenants::list(self.database).await.context("cannot list the tenants")?;
+            let tenants = tenants::list_of(self.database, &self.config.lane)
+                .await
+                .context("cannot list the tenants")?;
             self.ledger()
                 .retain_tenants(|name| tenants.iter().any(|tenant| tenant.name == name));
             for tenant in &tenants {

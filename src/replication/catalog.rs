@@ -8,6 +8,7 @@
 //! change is missed or acted upon twice, across restarts too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -22,6 +23,7 @@ use super::report::Report;
 use super::rules;
 use crate::config::Config;
 use crate::contract::control::Command;
+use crate::core::lane::Lanes;
 use crate::core::tenant::Tenant;
 use crate::decode::pgoutput::{Cell, Tuple};
 use crate::decode::relation::Relation;
@@ -87,12 +89,12 @@ pub async fn place(database: &Database, relation: u32) -> Result<Option<String>>
     Ok(row.map(|row| row.try_get("schema")).transpose()?)
 }
 
-/// Looks periodically until `stop`, while this engine holds the slot. `moved` counts tables that left a tenant's schema or
-/// returned.
+/// Looks periodically until `stop`, while this engine holds the slot of any lane: one look is for all of them. `moved` counts
+/// tables that left a tenant's schema or returned.
 pub async fn run(
     config: &Config,
     database: Database,
-    report: &Report,
+    reports: &Lanes<Arc<Report>>,
     moved: watch::Sender<u64>,
     stop: CancellationToken,
 ) {
@@ -105,7 +107,7 @@ pub async fn run(
         publication: &config.replication.publication,
         router: Router::configured(config),
         database,
-        report,
+        reports,
         moved,
         failures: Failures::default(),
         waited: Duration::ZERO,
@@ -116,7 +118,7 @@ pub async fn run(
             () = tokio::time::sleep(delay) => {}
             () = stop.cancelled() => return,
         }
-        if !report.state().is_streaming() {
+        if !reports.iter().any(|(_, report)| report.state().is_streaming()) {
             continue;
         }
         let started = Instant::now();
@@ -137,7 +139,7 @@ struct Watcher<'a> {
     publication: &'a str,
     router: Router,
     database: Database,
-    report: &'a Report,
+    reports: &'a Lanes<Arc<Report>>,
     moved: watch::Sender<u64>,
     failures: Failures,
     /// How long this look has waited for locks of tables outside of tenants' schemas, or of their record.
@@ -171,7 +173,7 @@ impl Watcher<'_> {
             }
         }
         // Compared at the start, which may have failed.
-        rules::examine(self.config, &self.database, self.report).await?;
+        rules::examine(self.config, &self.database, self.reports.main()).await?;
         let outside = Outside {
             database: &self.database,
             publication: self.publication,
@@ -183,7 +185,7 @@ impl Watcher<'_> {
         match looked {
             Ok(changes) => {
                 for kind in &changes.kinds {
-                    self.report.metrics.replication.catalog_changed(kind.as_str());
+                    self.reports.main().metrics.replication.catalog_changed(kind.as_str());
                 }
                 if changes.has_moved() {
                     self.moved.send_modify(|count| *count += 1);
@@ -209,7 +211,9 @@ impl Watcher<'_> {
         let uncovered = rows.iter().map(|row| row.try_get("name"));
         let uncovered = uncovered.collect::<Result<Vec<String>, _>>()?;
         let lacks_commands = uncovered.iter().any(|name| name == publication::COMMANDS);
-        self.report.uncovered.send_replace(uncovered);
+        for (_, report) in self.reports.iter() {
+            report.uncovered.send_replace(uncovered.clone());
+        }
         if lacks_commands {
             self.publish_commands().await?;
         }
@@ -272,7 +276,7 @@ impl Watcher<'_> {
         }
         transaction.commit().await?;
         for kind in kinds.iter().flatten() {
-            self.report.metrics.replication.catalog_changed(kind.as_str());
+            self.reports.main().metrics.replication.catalog_changed(kind.as_str());
         }
         for cause in causes {
             tracing::warn!(

@@ -36,7 +36,9 @@ struct Heaviest<'a> {
 impl Look<'_> {
     /// Cuts a part of what the heaviest tenant holds, or of the next one if nothing of that can be cut.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let tenants = tenants::list(self.database).await.context("cannot list the tenants")?;
+        let tenants = tenants::list_of(self.database, &self.config.lane)
+            .await
+            .context("cannot list the tenants")?;
         let mut stuck: HashSet<&str> = HashSet::new();
         while self.ledger().is_full() {
             let [used, limit] = self.memory().await?;

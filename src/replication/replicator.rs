@@ -7,7 +7,6 @@ use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::catalog;
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::heartbeat;
@@ -31,7 +30,8 @@ const SLOT_POLL: Duration = Duration::from_millis(500);
 /// How often a transaction is requested before it is left out: a lack of memory may be over soon.
 const DECODE_ATTEMPTS: u32 = 2;
 
-/// Follows the log until `stop`, across lost connections.
+/// Follows the log for one lane until `stop`, across lost connections. `moved` counts tables that left a tenant's schema or
+/// returned, see [`super::catalog::run`].
 ///
 /// # Errors
 /// Only when to continue would lose data: the stream holds what this version does not understand.
@@ -39,6 +39,7 @@ pub async fn run(
     config: &Config,
     database: &Database,
     mut cuts: mpsc::Receiver<CutRequest>,
+    moved: watch::Receiver<u64>,
     report: &Report,
     stop: CancellationToken,
 ) -> Result<()> {
@@ -55,28 +56,23 @@ pub async fn run(
         },
         stop.clone(),
     ));
-    let (moved, moves) = watch::channel(0);
     let mut context = SessionContext {
         config,
         database,
         snapshots,
         shutting_down,
-        moved: moves,
+        moved,
         cuts: &mut cuts,
         undecodable: None,
         report,
         stop: stop.clone(),
     };
-    let following = async {
-        let result = sessions(&mut context).await;
-        stop.cancel();
-        result
-    };
-    let watching = Box::pin(catalog::run(config, database.clone(), report, moved, stop.clone()));
-    let (result, ()) = tokio::join!(following, watching);
+    let result = sessions(&mut context).await;
+    stop.cancel();
     let _ = heartbeats.await;
     result
 }
+
 async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
     let (report, stop) = (context.report, context.stop.clone());
     let metrics = &report.metrics.replication;

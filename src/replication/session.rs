@@ -187,6 +187,7 @@ impl<'a> Session<'a> {
             position: origin.position,
             seen: origin.seen,
             replay: origin.replay,
+            lane: context.config.lane.as_str().into(),
             tenants,
             logical_messages: context.config.outbox.logical_messages,
         };

@@ -97,6 +97,16 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     }))
 }
 
+/// Bytes of WAL that Postgres retains for the slot; `None` without a slot.
+pub async fn retained(database: &Database, slot: &str) -> Result<Option<u64>> {
+    let row = database
+        .query_opt(&sql!("replication/slot_retained"), &[(&slot, Type::NAME)])
+        .await
+        .context("cannot read the WAL that the replication slot retains")?;
+    let bytes: Option<i64> = row.map(|row| row.try_get("bytes")).transpose()?.flatten();
+    Ok(bytes.and_then(|bytes| u64::try_from(bytes).ok()))
+}
+
 /// How often the creation of a slot logs the transaction that it waits for.
 const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 

@@ -295,7 +295,7 @@ async fn prepare(
             origin
         }
     };
-    let tenants = postgres::tenants::list(context.database)
+    let tenants = postgres::tenants::list_of(context.database, &context.config.lane)
         .await
         .context("cannot list the tenants")?;
     Ok(Prepared {
@@ -383,7 +383,10 @@ async fn begin_epoch(
     let database = context.database;
     let keys = Keys::new(&context.config.redis.prefix);
     let tenants = database
-        .query(&sql!("replication/tenant_generations"), &[])
+        .query(
+            &sql!("replication/tenant_generations"),
+            &[(&context.config.lane.as_str(), Type::TEXT)],
+        )
         .await
         .context("cannot list the tenants")?;
     let checkpoint = claim.checkpoint.as_ref();

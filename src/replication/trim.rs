@@ -89,7 +89,10 @@ pub async fn run(config: Arc<Config>, database: Database, store: Store, cuts: Cu
 }
 
 async fn round(config: &Config, database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
-    for tenant in tenants::list(database).await.context("cannot list the tenants")? {
+    for tenant in tenants::list_of(database, &config.lane)
+        .await
+        .context("cannot list the tenants")?
+    {
         match round_of(&tenant, config, database, store, cuts).await {
             // A broken table of one tenant must not stop the trimming of the others.
             Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {

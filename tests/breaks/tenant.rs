@@ -92,7 +92,8 @@ impl Run {
         let database = self.world.database().await;
         let store = Store::new(&self.world.config.redis).unwrap();
         let dropped = tenants::drop(&database, GLOBEX).await.unwrap().unwrap();
-        let removing = published::remove_tenant(&database, &store, GLOBEX, dropped, DROP_TIMEOUT, |_| {});
+        let place = (&store, &self.world.config.lane);
+        let removing = published::remove_tenant(&database, place, GLOBEX, dropped, DROP_TIMEOUT, |_| {});
         // The next tenant may come before the keys of the former one are gone.
         let is_at_once = self.random.one_in(2);
         let api = self.api();

@@ -57,6 +57,8 @@ pub(crate) struct World {
     pub(crate) config: Config,
     name: String,
     admin_url: String,
+    /// Not another one's view of a lane.
+    is_whole: bool,
 }
 
 impl World {
@@ -117,6 +119,17 @@ impl World {
             config,
             name,
             admin_url: database_url.to_owned(),
+            is_whole: true,
+        }
+    }
+
+    /// The world as one of its lanes sees it.
+    pub(crate) fn in_lane(&self, lane: &str) -> Self {
+        Self {
+            config: self.config.of_lanes().named(lane).unwrap().clone(),
+            name: self.name.clone(),
+            admin_url: self.admin_url.clone(),
+            is_whole: false,
         }
     }
 
@@ -225,7 +238,7 @@ impl World {
     /// A tenant; an engine or `migrate` must have made the control schema.
     pub(crate) async fn tenant(&self, name: &str) {
         let database = self.database().await;
-        tenants::create(&database, &self.config.replication, name)
+        tenants::create(&database, &self.config.replication, name, posduif::core::lane::MAIN)
             .await
             .unwrap();
     }
@@ -334,6 +347,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if !self.is_whole {
+            return;
+        }
         let (url, name, redis) = (self.admin_url.clone(), self.name.clone(), self.config.redis.clone());
         // A test may end anywhere, also by a panic inside a runtime, so the clean-up brings its own.
         let cleaning = std::thread::spawn(move || {

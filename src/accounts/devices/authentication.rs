@@ -17,6 +17,7 @@ use super::token::TokenHash;
 use crate::accounts::loader::{Found, Loader, TenantLoader};
 use crate::accounts::users::{self, UserType, Users};
 use crate::config::{self, DeviceAuth};
+use crate::core::lane::Lanes;
 use crate::core::rate::Rate;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
@@ -56,7 +57,7 @@ pub struct Devices {
     /// Loads the types of active users.
     types: TenantLoader<UserType>,
     /// Revocations arrive through the log: the cache is usable while the log is fresh.
-    freshness: watch::Receiver<Freshness>,
+    freshness: Lanes<watch::Receiver<Freshness>>,
     freshness_bound: Duration,
     pub(super) barrier: VisibilityBarrier,
     pub(super) challenges: Challenges,
@@ -69,7 +70,7 @@ impl Devices {
         database: Database,
         users: Users,
         settings: &config::Config,
-        freshness: watch::Receiver<Freshness>,
+        freshness: Lanes<watch::Receiver<Freshness>>,
         uses: CacheUse,
     ) -> Self {
         let seconds = settings.auth.device_cache_seconds;
@@ -171,8 +172,9 @@ impl Devices {
             hash,
             device_id: device_id.to_owned(),
         };
-        if let Some(cache) = self.fresh_cache()
+        if let Some(cache) = &self.cache
             && let Some(principal) = cache.get(&proof).await
+            && self.is_fresh(&principal.tenant.name)
         {
             return Ok(principal);
         }
@@ -210,7 +212,8 @@ impl Devices {
             user,
             device_id: device_id.to_owned(),
         };
-        if let Some(cache) = self.fresh_cache()
+        if let Some(cache) = &self.cache
+            && self.is_fresh(&tenant.name)
             && cache.is_bound(&device).await
         {
             return Ok(());
@@ -226,10 +229,9 @@ impl Devices {
         Ok(())
     }
 
-    /// The cache, while the log delivers revocations.
-    fn fresh_cache(&self) -> Option<&PrincipalCache> {
-        let is_fresh = self.freshness.borrow().is_within(self.freshness_bound);
-        self.cache.as_deref().filter(|_| is_fresh)
+    /// Whether the log delivers revocations of a tenant.
+    fn is_fresh(&self, tenant: &str) -> bool {
+        self.freshness.of(tenant).borrow().is_within(self.freshness_bound)
     }
 
     fn sequence(&self) -> u64 {

@@ -151,14 +151,14 @@ async fn quarantined(console: &Console, request: &mut Request) -> Result<(Tenant
     let id = request.param("id").to_owned();
     let (_, actor) = confirmed(request, &id).await?;
     let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
-    let entry = quarantine::one(&console.diagnostics.store, &tenant.name, parsed).await?;
+    let entry = quarantine::one(console.store(&tenant), &tenant.name, parsed).await?;
     Ok((tenant, entry.ok_or_else(|| not_found("entry"))?, actor))
 }
 
 /// `POST /admin/api/tenants/:tenant/quarantine/:id/drop`.
 pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let (tenant, entry, actor) = quarantined(&console, &mut request).await?;
-    let (database, store) = (&console.diagnostics.database, &console.diagnostics.store);
+    let (database, store) = (&console.diagnostics.database, console.store(&tenant));
     // First, so that none is lost without a trace.
     quarantine::record(database, &tenant.name, "quarantine_dropped", 1, &actor).await;
     quarantine::forget(store, &tenant.name, &[entry.id]).await?;
@@ -175,7 +175,7 @@ pub async fn retry_quarantined(console: Arc<Console>, mut request: Request) -> R
     let retry = Retry {
         config: &console.diagnostics.config,
         database: &console.diagnostics.database,
-        store: &console.diagnostics.store,
+        store: console.store(&tenant),
         tenant: &tenant,
         timeout: RETRY_TIMEOUT,
     };

@@ -24,6 +24,7 @@ use super::request::Request;
 use crate::admin::access::{AccessKey, Door};
 use crate::admin::figures::{Figures, Inputs};
 use crate::admin::status::EngineUrls;
+use crate::core::lane::Lanes;
 use crate::core::tenant::Tenant;
 use crate::feature::cache;
 use crate::http::assets::Page;
@@ -32,6 +33,7 @@ use crate::http::response::{self, Response};
 use crate::messages::Messages;
 use crate::postgres::audit::Actor;
 use crate::postgres::tenants;
+use crate::redis::store::Store;
 
 /// Streams of figures and changes that are open at once.
 const STREAMS_MAX: usize = 64;
@@ -72,7 +74,7 @@ impl Console {
         // Unused by reads that must see the newest version.
         let never = cache::Settings::new(
             &diagnostics.config.cache,
-            Arc::new(|| false),
+            Arc::new(|_: &str| false),
             diagnostics.metrics.clone(),
         );
         Ok(Self {
@@ -97,13 +99,23 @@ impl Console {
         let inputs = Inputs {
             config: diagnostics.config.clone(),
             database: diagnostics.database.clone(),
-            store: diagnostics.store.clone(),
-            hub: diagnostics.hub.clone(),
-            replication: diagnostics.replication.clone(),
+            store: diagnostics.lanes.main().store.clone(),
+            hub: diagnostics.lanes.main().hub.clone(),
+            replication: diagnostics.lanes.main().replication.clone(),
             metrics: diagnostics.metrics.clone(),
             engine: self.engine.clone(),
         };
         self.figures.clone().run(inputs, self.stop.clone())
+    }
+
+    /// The store of a tenant's lane.
+    fn store(&self, tenant: &Tenant) -> &Store {
+        &self.diagnostics.lanes.of(&tenant.name).store
+    }
+
+    /// The store of each lane.
+    fn stores(&self) -> Lanes<Store> {
+        self.diagnostics.lanes.map(|_, lane| lane.store.clone())
     }
 
     /// The tenant in the path.

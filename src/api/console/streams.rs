@@ -112,8 +112,13 @@ pub async fn trace(console: Arc<Console>, request: Request) -> Result<Response, 
         row: text("row"),
         user: request.query.get("user").map(|id| uuid("user", id)).transpose()?,
     };
-    let (config, journal) = (&diagnostics.config, &diagnostics.metrics.journal);
-    let mut trace = Trace::begin(config, &diagnostics.store, journal, &followed, filter).await?;
+    let journal = &diagnostics.metrics.journal;
+    // Without a tenant, those of the main lane: the steps of others are in no common order.
+    let lane = match request.query.get("tenant") {
+        Some(tenant) => diagnostics.lanes.of(tenant),
+        None => diagnostics.lanes.main(),
+    };
+    let mut trace = Trace::begin(&lane.config, &lane.store, journal, &followed, filter).await?;
     respond(&console, |_, events| async move {
         // The head reaches the client with the first bytes.
         if !events.beat().await {

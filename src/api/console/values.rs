@@ -74,7 +74,7 @@ pub async fn epochs(console: Arc<Console>, request: Request) -> Result<Response,
 /// `GET /admin/api/tenants`: all tenants, each with its numbers.
 pub async fn tenants(console: Arc<Console>, _request: Request) -> Result<Response, Error> {
     let diagnostics = &console.diagnostics;
-    let tenants = status::tenants(&diagnostics.database, &diagnostics.store)
+    let tenants = status::tenants(&diagnostics.database, &console.stores())
         .await
         .map_err(|error| unavailable(&error))?;
     shown(&json!({"tenants": tenants}))
@@ -86,7 +86,7 @@ pub async fn tenant(console: Arc<Console>, request: Request) -> Result<Response,
     let diagnostics = &console.diagnostics;
     let report = report(
         &diagnostics.database,
-        &diagnostics.store,
+        console.store(&tenant),
         &tenant,
         &diagnostics.config.streams,
     )
@@ -112,7 +112,7 @@ async fn device_records(
     tenant: &Tenant,
     found: Vec<accounts_devices::Device>,
 ) -> Result<Vec<DeviceRecord>, Error> {
-    let store = &console.diagnostics.store;
+    let store = console.store(tenant);
     let ids: Vec<(Uuid, String)> = found
         .iter()
         .map(|device| (device.user_id, device.device_id.clone()))
@@ -182,27 +182,39 @@ pub async fn device(console: Arc<Console>, request: Request) -> Result<Response,
 pub async fn streams(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let diagnostics = &console.diagnostics;
     let all = console.tenants_named(&request).await?;
-    let view = match diagnostics.store.view().await {
-        Ok(view) => Some(view),
-        Err(store::Error::NoCheckpoint) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let sources = Sources {
-        database: &diagnostics.database,
-        store: &diagnostics.store,
-        view,
-        settings: &diagnostics.config.streams,
-    };
-    let list = StreamList::read(sources, &all)
-        .await
-        .map_err(|error| unavailable(&error))?;
-    shown(&list)
+    let mut found: Option<StreamList> = None;
+    for (_, lane) in diagnostics.lanes.iter() {
+        let is_here = |tenant: &&Tenant| std::ptr::eq(diagnostics.lanes.of(&tenant.name), lane);
+        let tenants: Vec<Tenant> = all.iter().filter(is_here).cloned().collect();
+        if found.is_some() && tenants.is_empty() {
+            continue;
+        }
+        let view = match lane.store.view().await {
+            Ok(view) => Some(view),
+            Err(store::Error::NoCheckpoint) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let sources = Sources {
+            database: &diagnostics.database,
+            store: &lane.store,
+            view,
+            settings: &lane.config.streams,
+        };
+        let list = StreamList::read(sources, &tenants).await;
+        let list = list.map_err(|error| unavailable(&error))?;
+        match &mut found {
+            // Epoch, position and live stream are of the main lane.
+            Some(found) => found.tenants.extend(list.tenants),
+            None => found = Some(list),
+        }
+    }
+    shown(&found)
 }
 
 /// `GET /admin/api/tenants/:tenant/groups`: the consumer groups of its `changes`.
 pub async fn groups(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
-    let groups = consumer_groups::list(&console.diagnostics.store, &tenant.name).await?;
+    let groups = consumer_groups::list(console.store(&tenant), &tenant.name).await?;
     let groups: Vec<Value> = groups.unwrap_or_default().iter().map(group_value).collect();
     shown(&json!({"groups": groups}))
 }
@@ -237,7 +249,7 @@ fn group_value(group: &Group) -> Value {
 pub async fn quarantine(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
     let most = usize::try_from(limit(&request, 100)?).unwrap_or_default();
-    let store = &console.diagnostics.store;
+    let store = console.store(&tenant);
     let (count, newest) = tokio::join!(
         quarantine::count(store, &tenant.name),
         quarantine::newest(store, &tenant.name, most)

@@ -214,7 +214,7 @@ impl Live {
         })?;
         let (feed, pending) = feed(&app, &reader, request.resume()).await?;
         Ok(Box::new(Self {
-            presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
+            presence: wants_presence.then(|| app.lane(&reader.tenant().name).presence.watch(&reader.tenant().name)),
             app,
             reader,
             feed,
@@ -231,7 +231,7 @@ impl Live {
         sink.begin(self.retry());
         self.send_hello(&mut sink);
         let (tenant, user) = (&self.reader.tenant().name, self.reader.user_id());
-        let here = self.app.presence.enter(tenant, user, &self.reader.place());
+        let here = self.app.lane(tenant).presence.enter(tenant, user, &self.reader.place());
         Box::pin(here.seen()).await;
         // Starts with the events of the history.
         let mut wake = Wake::Signals(Signals::default());
@@ -514,7 +514,10 @@ impl Live {
     /// The number of pending rows; at least one, because something is pending.
     async fn count_pending(&self) -> usize {
         match &self.reader {
-            Reader::Device(device) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
+            Reader::Device(device) => {
+                let incoming = &self.app.lane(&device.tenant.name).incoming;
+                incoming.pending(device).await.unwrap_or(1).max(1)
+            }
             Reader::Web { .. } => 1,
         }
     }
@@ -549,21 +552,22 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
         None => None,
     };
     let (tenant, user) = (reader.tenant(), reader.user_id());
-    let subscription = app.hub.subscribe(&tenant.name, user);
+    let lane = app.lane(&tenant.name);
+    let subscription = lane.hub.subscribe(&tenant.name, user);
     let opening = Opening {
         resume,
         replay_max: app.config.live.replay_events_max,
-        visibility: app.visibility.clone(),
+        visibility: lane.visibility.clone(),
         is_page: matches!(reader, Reader::Web { .. }),
     };
-    let mut feed = Feed::open(app.store.clone(), subscription, opening.clone()).await?;
+    let mut feed = Feed::open(lane.store.clone(), subscription, opening.clone()).await?;
     if feed.missing().any() {
         // A missing stream would never deliver anything.
         ensure_streams(app, reader).await?;
-        feed = Feed::open(app.store.clone(), feed.into_subscription(), opening).await?;
+        feed = Feed::open(lane.store.clone(), feed.into_subscription(), opening).await?;
     }
     let pending = match reader {
-        Reader::Device(device) => app.incoming.pending(device).await?,
+        Reader::Device(device) => lane.incoming.pending(device).await?,
         Reader::Web { .. } => 0,
     };
     Ok((feed, pending))
@@ -573,7 +577,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
 async fn ensure_streams(app: &App, reader: &Reader) -> Result<(), incoming::Error> {
     let (tenant, user) = (reader.tenant(), reader.user_id());
     let routing = Routing::configured(&app.config);
-    snapshot::ensure_streams(&app.database, &app.store, tenant, user, routing).await?;
+    snapshot::ensure_streams(&app.database, &app.lane(&tenant.name).store, tenant, user, routing).await?;
     Ok(())
 }
 
@@ -587,13 +591,14 @@ async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<ReadPosi
     let mut place = cursor.place;
     // Acknowledged changes need no event, and may be trimmed already.
     if let Reader::Device(device) = reader {
-        let state = device_state::read(&app.store, tenant, &device.device_id).await?;
+        let store = &app.lane(tenant).store;
+        let state = device_state::read(store, tenant, &device.device_id).await?;
         if let Some((epoch, acknowledged)) = state.acknowledged
             && epoch == place.epoch
             && acknowledged > place.position
         {
             // A place of a lost history stays as it is, so that the feed resets.
-            let (view, continuity) = app.store.verify(place).await?;
+            let (view, continuity) = store.verify(place).await?;
             if continuity == Continuity::Valid {
                 (place.position, place.term) = (acknowledged, view.term);
             }

@@ -11,7 +11,7 @@ mod trim;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use postgres_types::PgLsn;
@@ -37,6 +37,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct Stream {
+    /// The lane that has the streams
+    #[arg(long, global = true, value_name = "LANE", default_value = crate::core::lane::MAIN)]
+    lane: String,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -68,7 +71,7 @@ struct Tenants {
 
 impl Stream {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
-        let context = Context::open(global).await?;
+        let context = Context::open(global, &self.lane).await?;
         match self.verb {
             Verb::List(list) => list.run(&context).await,
             Verb::Show(show) => show.run(&context).await,
@@ -92,8 +95,8 @@ struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    async fn open(global: &'a Global) -> Result<Self> {
-        let config = global.load()?;
+    async fn open(global: &'a Global, lane: &str) -> Result<Self> {
+        let config = super::of_lane(&global.load()?, lane)?;
         let database = Database::connect(&config.postgres).await?;
         let store = connect_redis(&config).await?;
         let view = match store.view().await {
@@ -126,13 +129,21 @@ impl<'a> Context<'a> {
 
     /// A tenant that must exist.
     async fn tenant(&self, name: &str) -> Result<Tenant> {
-        super::find_tenant(&self.database, name).await
+        let listed = super::find_registered(&self.database, name).await?;
+        listed.check()?;
+        if listed.lane != self.config.lane.as_str() {
+            bail!("the tenant {name} is in the lane {0}: add `--lane {0}`", listed.lane);
+        }
+        Ok(listed.tenant)
     }
 
     /// The named tenants, which must exist, or all.
     async fn tenants(&self, Tenants { named }: &Tenants) -> Result<Vec<Tenant>> {
         if named.is_empty() {
-            return tenants::list(&self.database).await.context(tenants::UNREADABLE);
+            let lane = &self.config.lane;
+            return tenants::list_of(&self.database, lane)
+                .await
+                .context(tenants::UNREADABLE);
         }
         let mut found = Vec::with_capacity(named.len());
         for name in named {

@@ -206,7 +206,7 @@ impl<'a> TailPrinter<'a> {
         }
         self.tenants_read_at = Instant::now();
         // No tenants are created while Postgres is unreachable.
-        let Ok(tenants) = tenants::list(&self.context.database).await else {
+        let Ok(tenants) = tenants::list_of(&self.context.database, &self.context.config.lane).await else {
             return;
         };
         let targets: Vec<Target> = tenants

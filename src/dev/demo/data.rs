@@ -74,7 +74,7 @@ pub async fn add_routing(config: &mut Config, database: &Database) -> Result<boo
 
 /// Creates the tenant, missing users and, where the engine routes them, the tables and the shared list.
 pub async fn prepare(database: &Database, config: &Config, has_tables: bool) -> Result<Prepared> {
-    tenants::create(database, &config.replication, TENANT)
+    tenants::create(database, &config.replication, TENANT, crate::core::lane::MAIN)
         .await
         .context("cannot create the demo tenant")?;
     let tenant = tenant()?;

@@ -46,7 +46,14 @@ impl Pipeline {
                 tenant,
                 generation,
                 is_paused,
-            } => self.begin_tenant(id, begin, &tenant, generation, is_paused),
+                lane,
+            } => {
+                if lane == self.lane {
+                    self.begin_tenant(id, begin, &tenant, generation, is_paused);
+                } else {
+                    self.end_tenant(id, begin, &tenant);
+                }
+            }
             Command::SetState { tenant, is_paused } if self.tenants.contains(&tenant) => {
                 let event = if is_paused {
                     event::TENANT_PAUSED
@@ -137,7 +144,8 @@ impl Pipeline {
         }
     }
 
-    /// Removes a dropped tenant and its keys; `tenant drop` removes those of users and devices.
+    /// Removes a tenant that was dropped, or is in another lane, and its keys; the command that did it removes those of users and
+    /// devices.
     fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
         let tenant: Arc<str> = name.into();
         for table in self.tables.values_mut() {

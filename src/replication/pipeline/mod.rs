@@ -179,7 +179,9 @@ pub struct Start {
     pub seen: StreamId,
     /// What the replay must verify.
     pub replay: Replay,
-    /// Names of the existing tenants; others are created by commands in the log.
+    /// The lane.
+    pub lane: Arc<str>,
+    /// Names of the tenants in the lane; others are created by commands in the log.
     pub tenants: HashSet<Arc<str>>,
     /// Whether logical decoding messages are published as outbox messages.
     pub logical_messages: bool,
@@ -204,6 +206,8 @@ pub struct Pipeline {
     /// The tenant whose updated rows in this transaction are delivered as inserts.
     retried: Option<Arc<str>>,
     received: PgLsn,
+    /// The lane of the tenants.
+    lane: Arc<str>,
     tenants: HashSet<Arc<str>>,
     logical_messages: bool,
     entries: Entries,
@@ -238,6 +242,7 @@ impl Pipeline {
             reset: HashSet::new(),
             retried: None,
             received: PgLsn::from(0),
+            lane: start.lane,
             tenants: start.tenants,
             logical_messages: start.logical_messages,
             spare: None,

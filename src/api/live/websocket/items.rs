@@ -232,7 +232,8 @@ impl Batch {
                 },
                 false => sync_routes::numbered(&numbered, acked_seq)?,
             };
-            Ok(app.outgoing.upload(device, items, pending).await?)
+            let outgoing = &app.lane(&device.tenant.name).outgoing;
+            Ok(outgoing.upload(device, items, pending).await?)
         };
         let uploaded = match timed(app, uploading).await {
             Ok(uploaded) => uploaded,
@@ -330,7 +331,8 @@ async fn execute_for_device(app: &App, device: &DevicePrincipal, item: &Value) -
     match type_of(item) {
         "ack" => {
             let cursor = required("cursor", form::<Acknowledgement>(item)?.cursor)?;
-            Ok(app.incoming.acknowledge(device, &cursor, pending_of(item)).await?)
+            let incoming = &app.lane(&device.tenant.name).incoming;
+            Ok(incoming.acknowledge(device, &cursor, pending_of(item)).await?)
         }
         // With an id it is part of an upload.
         "read" => Err(Error::invalid("message_id", "must be the id of a message")),

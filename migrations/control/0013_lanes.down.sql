@@ -1,0 +1,1 @@
+ALTER TABLE posduif.tenants DROP COLUMN lane;
