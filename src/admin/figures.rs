@@ -386,7 +386,7 @@ impl Sampler {
         if servers.turn % 2 == 1 {
             let snapshot = SlotSnapshot::take(database).await?;
             let earlier = servers.snapshot.as_ref().unwrap_or(&snapshot);
-            servers.slots = snapshot.reports(earlier, &self.inputs.config.replication.slot);
+            servers.slots = snapshot.reports(earlier, &self.inputs.config.slots());
             servers.snapshot = Some(snapshot);
             return Ok(Asked::Yes);
         }

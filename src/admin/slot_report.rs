@@ -174,8 +174,8 @@ impl SlotSnapshot {
         Ok((earlier, Self::take(database).await?))
     }
 
-    /// A report on each slot, with rates since an earlier snapshot; `ours` is `replication.slot`.
-    pub fn reports(&self, earlier: &Self, ours: &str) -> Vec<SlotReport> {
+    /// A report on each slot, with rates since an earlier snapshot; `ours` are those of the lanes.
+    pub fn reports(&self, earlier: &Self, ours: &[String]) -> Vec<SlotReport> {
         let seconds = self.at.duration_since(earlier.at).as_secs_f64().max(0.001);
         let rate = bytes_between(earlier.wal_position, self.wal_position) / seconds;
         let report = |slot: &Slot| {
@@ -189,8 +189,8 @@ impl SlotSnapshot {
         self.slots.iter().map(report).collect()
     }
 
-    fn report(&self, slot: &Slot, ours: &str, wal_rate: f64, confirmed_rate: f64) -> SlotReport {
-        let is_ours = slot.name == ours && slot.is_logical;
+    fn report(&self, slot: &Slot, ours: &[String], wal_rate: f64, confirmed_rate: f64) -> SlotReport {
+        let is_ours = slot.is_logical && ours.contains(&slot.name);
         let behind = |position: PgLsn| u64::from(self.wal_position).saturating_sub(position.into());
         let lag_bytes = slot.confirmed.or(slot.restart).map(behind);
         let verdict = verdict(slot, is_ours);
@@ -361,7 +361,7 @@ fn verdict(slot: &Slot, is_ours: bool) -> Verdict {
 pub struct SlotReport {
     #[serde(flatten)]
     pub slot: Slot,
-    /// Whether it is `replication.slot`.
+    /// Whether it is `replication.slot`, or that of another lane.
     #[serde(rename = "ours")]
     pub is_ours: bool,
     #[serde(rename = "retained_wal_bytes")]
@@ -523,7 +523,7 @@ mod tests {
         let mut later = snapshot(20_000, vec![slot]);
         later.at = earlier.at + Duration::from_secs(2);
         change(&mut later);
-        later.reports(&earlier, "posduif").remove(0)
+        later.reports(&earlier, &["posduif".to_owned()]).remove(0)
     }
 
     #[test]

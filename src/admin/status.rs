@@ -13,7 +13,7 @@ use crate::admin::slot_report::{SlotReport, SlotSnapshot};
 use crate::admin::streams::{self, Lengths};
 use crate::config::Config;
 use crate::contract::checkpoint::Checkpoint;
-use crate::core::lane::Lanes;
+use crate::core::lane::{Lanes, MAIN};
 use crate::net::http;
 use crate::postgres::tenants::{self, Listed, TenantStats};
 use crate::postgres::{Database, migrations, sql};
@@ -132,18 +132,22 @@ impl StatusReport {
             PostgresFacts::read(config, earlier),
             connect_redis(config)
         );
-        let names = match &postgres {
-            Ok(postgres) => postgres
-                .tenants
-                .iter()
-                .map(|(listed, _)| listed.tenant.name.clone())
-                .collect(),
-            Err(_) => Vec::new(),
+        let names = |lane: &str| {
+            let tenants = postgres.iter().flat_map(|postgres| &postgres.tenants);
+            let of_lane = tenants.filter(|(listed, _)| listed.lane == lane);
+            of_lane.map(|(listed, _)| listed.tenant.name.clone()).collect()
         };
-        let redis = match store {
-            Ok(store) => RedisFacts::read(&store, names).await,
+        let mut redis = match store {
+            Ok(store) => RedisFacts::read(&store, names(MAIN)).await,
             Err(error) => Err(error),
         };
+        if let Ok(redis) = &mut redis {
+            for (lane, config) in config.of_lanes().iter().skip(1) {
+                if let Ok(store) = connect_redis(config).await {
+                    redis.lengths.extend(read_lengths(&store, names(lane)).await);
+                }
+            }
+        }
         Self::of(config, engine, text_of_error(postgres), text_of_error(redis))
     }
 
@@ -369,14 +373,16 @@ impl PostgresFacts {
         let snapshot = SlotSnapshot::take(&database).await?;
         let status = migrations::status(&database).await?;
         let has_tables = status.iter().any(|schema| schema.version != 0);
-        let slots = snapshot.reports(earlier.unwrap_or(&snapshot), &config.replication.slot);
+        let slots = snapshot.reports(earlier.unwrap_or(&snapshot), &config.slots());
         Ok(Self {
             status: PostgresStatus {
                 version: row.map(|row| row.try_get("version")).transpose()?.unwrap_or_default(),
                 wal_position: snapshot.wal_position,
                 pending_migrations: status.iter().map(|schema| schema.pending.len()).sum(),
             },
-            slot: slots.into_iter().find(|report| report.is_ours),
+            slot: slots
+                .into_iter()
+                .find(|report| report.is_ours && report.slot.name == config.replication.slot),
             tenants: if has_tables {
                 read_tenants(&database).await?
             } else {

@@ -142,12 +142,16 @@ struct SlotList {
 impl SlotList {
     /// Reports on the slots, with the age of the last published transaction if Redis answers in time.
     async fn new(config: &Config, earlier: &SlotSnapshot, snapshot: SlotSnapshot) -> Self {
-        let mut reports = snapshot.reports(earlier, &config.replication.slot);
+        let mut reports = snapshot.reports(earlier, &config.slots());
         let checkpoint = async { Store::new(&config.redis)?.checkpoint().await };
         if let Ok(Ok(Some(checkpoint))) = tokio::time::timeout(REDIS_TIMEOUT, checkpoint).await
             && let Some(age) = checkpoint.age()
         {
-            reports.iter_mut().for_each(|report| report.set_published_age(age));
+            let of_main = |report: &&mut SlotReport| report.slot.name == config.replication.slot;
+            reports
+                .iter_mut()
+                .filter(of_main)
+                .for_each(|report| report.set_published_age(age));
         }
         Self { reports, snapshot }
     }
@@ -467,7 +471,7 @@ impl Render for Created {
 /// An inactive slot, to be advanced or dropped.
 async fn find_inactive(config: &Config, database: &Database, name: &str) -> Result<(SlotSnapshot, SlotReport)> {
     let snapshot = SlotSnapshot::take(database).await?;
-    let mut reports = snapshot.reports(&snapshot, &config.replication.slot).into_iter();
+    let mut reports = snapshot.reports(&snapshot, &config.slots()).into_iter();
     let report = reports
         .find(|report| report.slot.name == name)
         .with_context(|| absent(name))?;

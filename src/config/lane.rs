@@ -104,6 +104,12 @@ impl Lane {
 }
 
 impl Config {
+    /// The replication slots of all lanes, that of the main one first.
+    pub fn slots(&self) -> Vec<String> {
+        let others = self.lanes.iter().map(|lane| lane.slot(self));
+        std::iter::once(self.replication.slot.clone()).chain(others).collect()
+    }
+
     /// The settings of each lane: those of the main one, with other values of `redis` and `replication`. Keys of a lane begin
     /// with its name in braces, so that Redis Cluster keeps them in one slot.
     pub fn of_lanes(&self) -> Lanes<Self> {

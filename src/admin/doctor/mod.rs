@@ -22,6 +22,7 @@ use serde::Serialize;
 pub use crate::admin::level::Level;
 use crate::admin::status::EngineUrls;
 use crate::config::Config;
+use crate::core::lane::MAIN;
 
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -77,14 +78,28 @@ impl Check {
 /// Checks everything, including the engine at these URLs. An unreachable part is a failed check; each part is bounded by
 /// its timeouts in the settings.
 pub async fn examine(config: &Config, urls: &EngineUrls) -> Vec<Check> {
-    let (postgres, redis, streams, providers, host) = tokio::join!(
+    let (postgres, lanes, providers, host) = tokio::join!(
         postgres::examine(config),
-        redis::examine(&config.redis),
-        streams::examine(config),
+        examine_lanes(config),
         providers::examine(config),
         host::examine(config, urls)
     );
-    [postgres, redis, streams, providers, host].concat()
+    [postgres, lanes, providers, host].concat()
+}
+
+/// Checks the Redis of each lane, and the streams there.
+async fn examine_lanes(config: &Config) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (name, config) in config.of_lanes().iter() {
+        let (redis, streams) = tokio::join!(redis::examine(&config.redis), streams::examine(config));
+        checks.extend([redis, streams].concat().into_iter().map(|mut check| {
+            if name != MAIN {
+                check.found = format!("lane {name}: {}", check.found);
+            }
+            check
+        }));
+    }
+    checks
 }
 
 /// The first names, and the number of the others.

@@ -173,7 +173,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     ));
     checks.push(replication_login(config, &facts).await);
     match SlotSnapshot::take(&database).await {
-        Ok(snapshot) => checks.extend(slots::checks(&snapshot, &facts, &config.replication.slot)),
+        Ok(snapshot) => checks.extend(slots::checks(&snapshot, &facts, &config.slots())),
         Err(error) => checks.push(Check::fail("postgres.slots", format!("{error:#}"), "")),
     }
     checks.extend(schemas::examine(&database, config, &facts).await);
@@ -465,7 +465,7 @@ mod tests {
     /// The failed checks and warnings.
     fn wrong(facts: &Facts, snapshot: &SlotSnapshot) -> Vec<Check> {
         let mut checks = facts_checks(facts, &Config::default());
-        checks.extend(slots::checks(snapshot, facts, "posduif"));
+        checks.extend(slots::checks(snapshot, facts, &["posduif".to_owned()]));
         checks.retain(|check| check.level != Level::Ok);
         checks
     }

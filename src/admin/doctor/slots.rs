@@ -10,29 +10,36 @@ const SENDERS: i32 = 2;
 /// With a shorter idle timeout the slot does not survive a quiet weekend without an engine.
 const IDLE_SECONDS_MIN: f64 = 86_400.0;
 
-/// Checks the slots; `ours` is `replication.slot`.
-pub(super) fn checks(snapshot: &SlotSnapshot, facts: &Facts, ours: &str) -> Vec<Check> {
+/// Checks the slots; `ours` are those of the lanes.
+pub(super) fn checks(snapshot: &SlotSnapshot, facts: &Facts, ours: &[String]) -> Vec<Check> {
     let reports = snapshot.reports(snapshot, ours);
-    let own = reports.iter().find(|report| report.is_ours);
+    let own: Vec<&SlotReport> = reports.iter().filter(|report| report.is_ours).collect();
+    let missing = ours.len() - own.len();
+    let readers = own.iter().filter(|report| report.slot.is_active).count();
     let mut checks = vec![
-        free_slots(facts, own.is_some()),
-        senders(facts, own.is_some_and(|report| report.slot.is_active)),
+        free_slots(facts, missing),
+        senders(facts, ours.len() - readers),
         keep_size(snapshot, facts),
         idle_timeout(snapshot, facts),
-        own_slot(own, ours),
     ];
+    checks.extend(ours.iter().map(|name| {
+        let report = own.iter().find(|report| report.slot.name == *name);
+        own_slot(report.copied(), name)
+    }));
     checks.extend(reports.iter().filter(|report| !report.is_ours).filter_map(other_slot));
     checks
 }
 
-fn free_slots(facts: &Facts, has_own: bool) -> Check {
+/// Whether there are slots for lanes that have none yet.
+fn free_slots(facts: &Facts, missing: usize) -> Check {
     const NAME: &str = "postgres.max_replication_slots";
     let found = format!("{} of {} in use", facts.slots_used, facts.slots_max);
-    if has_own || facts.slots_used < facts.slots_max {
+    let free = usize::try_from(facts.slots_max - facts.slots_used).unwrap_or(0);
+    if missing <= free {
         return Check::ok(NAME, found);
     }
     let meaning = format!(
-        "No slot is free for this engine; `posduif slot list` lists them{}",
+        "No slot is free for this engine, or not one for each lane; `posduif slot list` lists them{}",
         facts.elsewhere("max_replication_slots")
     );
     let statement = format!("ALTER SYSTEM SET max_replication_slots = {}", facts.slots_max + 5);
@@ -41,15 +48,16 @@ fn free_slots(facts: &Facts, has_own: bool) -> Check {
         .then(RESTART)
 }
 
-fn senders(facts: &Facts, has_reader: bool) -> Check {
+/// Whether there are walsenders for lanes whose slots have no reader.
+fn senders(facts: &Facts, idle: usize) -> Check {
     const NAME: &str = "postgres.max_wal_senders";
-    let required = if has_reader { SENDERS - 1 } else { SENDERS };
+    let required = i32::try_from(idle).unwrap_or(i32::MAX).saturating_add(SENDERS - 1);
     let found = format!("{} of {} in use", facts.senders_used, facts.senders_max);
     if facts.senders_max - facts.senders_used >= required {
         return Check::ok(NAME, found);
     }
     let meaning = format!(
-        "An engine uses one walsender, and another for a moment after a failover{}",
+        "An engine uses one walsender for each lane, and another for a moment after a failover{}",
         facts.elsewhere("max_wal_senders")
     );
     let statement = format!("ALTER SYSTEM SET max_wal_senders = {}", facts.senders_max + 5);

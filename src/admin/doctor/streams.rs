@@ -35,7 +35,10 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = match store.checkpoint().await {
         Ok(Some(checkpoint)) => {
             let epoch = format!("epoch {}", checkpoint.epoch.number);
-            vec![Check::ok(CHECKPOINT, epoch), tenant_streams(&database, &store).await]
+            vec![
+                Check::ok(CHECKPOINT, epoch),
+                tenant_streams(&database, &store, config).await,
+            ]
         }
         // Before the first publication there are no streams.
         Ok(None) => vec![no_checkpoint(&database, config).await],
@@ -45,13 +48,16 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
             "The position of publishing is unknown, and no engine continues",
         )],
     };
-    checks.extend(budgets(&database, &store, config.streams.tenant_bytes_max).await);
-    checks.extend(proxies(&store).await);
+    checks.extend(budgets(&database, &store, config).await);
+    // Engines note it in the main lane.
+    if config.lane.is_main() {
+        checks.extend(proxies(&store).await);
+    }
     checks
 }
 
 /// Whether Redis has room for what tenants may use. Returns nothing if a server fails, which other checks report.
-async fn budgets(database: &Database, store: &Store, budget: u64) -> Option<Check> {
+async fn budgets(database: &Database, store: &Store, config: &Config) -> Option<Check> {
     let info: String = redis::cmd("INFO")
         .arg("memory")
         .query_async(&mut store.connection())
@@ -59,7 +65,8 @@ async fn budgets(database: &Database, store: &Store, budget: u64) -> Option<Chec
         .ok()?;
     let limit = Info::parse(&info).number("maxmemory").unwrap_or_default();
     let exceeded = store.exceeded().await.ok()?;
-    let tenants = tenants::list(database).await.ok()?.len() as u64;
+    let tenants = tenants::list_of(database, &config.lane).await.ok()?.len() as u64;
+    let budget = config.streams.tenant_bytes_max;
     Some(budget_check(tenants, budget, limit, exceeded.into_keys().collect()))
 }
 
@@ -131,8 +138,8 @@ async fn no_checkpoint(database: &Database, config: &Config) -> Check {
     }
 }
 
-async fn tenant_streams(database: &Database, store: &Store) -> Check {
-    match read_keys(database, store).await {
+async fn tenant_streams(database: &Database, store: &Store, config: &Config) -> Check {
+    match read_keys(database, store, config).await {
         Ok((keys, stopped)) => facts_checks(&keys, &stopped),
         Err(error) => Check::fail(STREAMS, format!("{error:#}"), "They cannot be read"),
     }
@@ -141,8 +148,12 @@ async fn tenant_streams(database: &Database, store: &Store) -> Check {
 /// Streams that accept no entries, by tenant.
 type Stopped = BTreeMap<String, BTreeSet<String>>;
 
-async fn read_keys(database: &Database, store: &Store) -> anyhow::Result<(BTreeMap<String, Keys>, Stopped)> {
-    let tenants = tenants::list(database).await?;
+async fn read_keys(
+    database: &Database,
+    store: &Store,
+    config: &Config,
+) -> anyhow::Result<(BTreeMap<String, Keys>, Stopped)> {
+    let tenants = tenants::list_of(database, &config.lane).await?;
     let names = store.keys();
     let keys: Vec<String> = tenants
         .iter()

@@ -82,7 +82,7 @@ pub async fn drop_slot(console: Arc<Console>, mut request: Request) -> Result<Re
     let snapshot = SlotSnapshot::take(database)
         .await
         .map_err(|error| unavailable(&error))?;
-    let reports = snapshot.reports(&snapshot, &console.diagnostics.config.replication.slot);
+    let reports = snapshot.reports(&snapshot, &console.diagnostics.config.slots());
     let report = reports
         .into_iter()
         .find(|report| report.slot.name == name)

@@ -54,7 +54,7 @@ pub async fn slots(console: Arc<Console>, _request: Request) -> Result<Response,
     let (earlier, snapshot) = SlotSnapshot::take_two(&console.diagnostics.database, SLOTS_APART)
         .await
         .map_err(|error| unavailable(&error))?;
-    let slots = snapshot.reports(&earlier, &console.diagnostics.config.replication.slot);
+    let slots = snapshot.reports(&earlier, &console.diagnostics.config.slots());
     shown(&json!({
         "slots": slots,
         "wal_position": snapshot.wal_position.to_string(),
