@@ -329,6 +329,9 @@ impl Engine {
             });
         }
         let (config, database) = (configs.main().clone(), database.clone());
+        if config.replication.catalog_interval_seconds == 0 {
+            return reports.map(|_, (_, status)| status.clone());
+        }
         let watched = reports.map(|_, (report, _)| report.clone());
         self.parts.spawn(async move {
             Box::pin(catalog::run(&config, database, &watched, moved, stop)).await;

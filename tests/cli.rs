@@ -124,7 +124,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 12\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 13\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();
@@ -181,11 +181,11 @@ async fn tenant_and_user_create_and_list_work() {
     let listed = run(&mut command("--json tenant list"), &[]).await.json();
     assert_eq!(
         listed,
-        json!([{"name": "acme", "schema": "tenant_acme", "state": "active"}])
+        json!([{"name": "acme", "schema": "tenant_acme", "lane": "main", "state": "active"}])
     );
     assert_eq!(
         run(&mut command("tenant list"), &[]).await.text(),
-        "TENANT  SCHEMA       STATE\nacme    tenant_acme  active\n"
+        "TENANT  SCHEMA       LANE  STATE\nacme    tenant_acme  main  active\n"
     );
     let paused = run(&mut command("tenant pause acme"), &[]).await.text();
     assert_eq!(paused, "the tenant acme is paused\n");

@@ -25,8 +25,7 @@ fn lane(redis_url: &str) -> Lane {
     Lane {
         name: EU.to_owned(),
         redis_url: Secret::new(redis_url),
-        redis_url_file: None,
-        slot: None,
+        ..Lane::default()
     }
 }
 
@@ -65,6 +64,10 @@ impl Offices {
         let carl = office.anybody.log_in("globex", "bob").await;
         let dora = carl.enroll("dora-1", Some(&dora_id.to_string())).await.0;
         eu.published().await;
+        eventually("the phone syncs", || async {
+            (dora.get("/api/sync/incoming").await.status == 200).then_some(())
+        })
+        .await;
         Self {
             office,
             redis,

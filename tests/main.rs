@@ -14,6 +14,7 @@ mod catalog;
 mod catchup;
 mod changed_rules;
 mod cli;
+mod cluster;
 mod commands;
 mod conflicts;
 mod console;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::support::office::Office;
 use crate::support::scrape::Scrape;
 use crate::support::{World, eventually, servers};
+use posduif::config::lane::Lane;
 
 const DASHBOARD: &str = include_str!("../config/grafana-dashboard.json");
 const ALERTS: &str = include_str!("../config/prometheus-alerts.yml");
@@ -22,7 +23,12 @@ async fn scrape() -> Scrape {
     // Without a bound on WAL there is no share of it to report.
     let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "1GB")).await;
     let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
-    let office = Office::within(world, |_| {}).await;
+    let eu = Lane {
+        name: "eu".to_owned(),
+        ..Lane::default()
+    };
+    let office = Office::within(world, |config| config.lanes = vec![eu]).await;
+    office.world.in_lane("eu").published().await;
     let phone = office.phone("phone-1").await;
     office.ready().await;
     let mut events = phone.events("/sse/mobile/phone-1").await;

@@ -703,7 +703,7 @@ async fn tenant_with_missing_schema_or_table_is_reported_by_every_command() {
     let list = says("tenant list --json").await.json();
     assert_eq!(
         list[1],
-        json!({"name": "other", "schema": "tenant_other", "state": "schema missing"})
+        json!({"name": "other", "schema": "tenant_other", "lane": "main", "state": "schema missing"})
     );
     let status = says("status --json").await.json();
     let other = &status["tenants"][1];

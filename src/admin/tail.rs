@@ -21,6 +21,7 @@ use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::net;
+use crate::redis::cluster;
 use crate::redis::entries;
 use crate::redis::error::is_wrong_type;
 
@@ -35,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Follows streams.
 pub struct Tail {
-    client: redis::Client,
+    config: config::Redis,
     settings: redis::AsyncConnectionConfig,
     keys: Keys,
     connection: Option<MultiplexedConnection>,
@@ -155,11 +156,11 @@ impl Tail {
     pub fn new(config: &config::Redis) -> Result<Self, RedisError> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
         Ok(Self {
-            client: net::redis::client(config)?,
+            config: config.clone(),
             settings: redis::AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(timeout))
                 .set_response_timeout(Some(BLOCK + timeout)),
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.keys_prefix()),
             connection: None,
             followed: Vec::new(),
             looked_at: Instant::now(),
@@ -198,13 +199,15 @@ impl Tail {
         let (mut connection, is_new) = match &self.connection {
             Some(connection) => (connection.clone(), false),
             None => {
-                let connecting = self.client.get_multiplexed_async_connection_with_config(&self.settings);
+                cluster::locate(&self.config).await?;
+                let client = net::redis::client(&self.config)?;
+                let connecting = client.get_multiplexed_async_connection_with_config(&self.settings);
                 (connecting.await?, true)
             }
         };
         let result = self.read(&mut connection, is_new).await;
         self.connection = match &result {
-            Err(error) if error.code().is_none() => None,
+            Err(error) if error.code().is_none() || cluster::is_elsewhere(error) => None,
             _ => Some(connection),
         };
         result

@@ -67,16 +67,18 @@ use crate::config::rule::Rule;
 use crate::core::lane::Lanes;
 use crate::core::rate::Rate;
 use crate::core::slots::Slots;
+use crate::feature;
 use crate::feature::budgets::Budgets;
 use crate::feature::cache;
 use crate::feature::turns::Turns;
+use crate::http::error::{Code, Error};
 use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
 use crate::live::visibility::Visibility;
 use crate::messages::Messages;
 use crate::oidc::Providers;
-use crate::postgres::Database;
+use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::{self, Incoming};
@@ -276,6 +278,30 @@ impl App {
 }
 
 impl App {
+    /// Makes sure that it is known where a tenant is, which may be new: [`Self::lane`] takes one that is not known to be in the main
+    /// lane.
+    ///
+    /// # Errors
+    /// When Postgres fails, or the tenant is in a lane that the configuration lacks.
+    pub async fn place(&self, tenant: &str) -> Result<(), Error> {
+        let places = self.lanes.places();
+        if !self.lanes.has_others() || places.knows(tenant) {
+            return Ok(());
+        }
+        let listed = tenants::registered(&self.database, tenant).await;
+        let Some(listed) = listed.map_err(feature::Error::from)? else {
+            return Ok(());
+        };
+        if self.lanes.named(&listed.lane).is_none() {
+            return Err(Error::new(
+                Code::SYNC_ERROR,
+                "the tenant is in a lane that this process does not have",
+            ));
+        }
+        places.note(tenant, &listed.lane);
+        Ok(())
+    }
+
     /// What the lane of a tenant has.
     pub fn lane(&self, tenant: &str) -> &LaneApp {
         self.lanes.of(tenant)

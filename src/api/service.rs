@@ -279,6 +279,7 @@ impl Service {
             Admission::Admitted(principal) => {
                 if let Some(principal) = &principal {
                     app.rates.take_of_principal(principal, route.cost)?;
+                    app.place(&principal.tenant().name).await?;
                 }
                 (Call::Api(handler, app.clone()), principal)
             }

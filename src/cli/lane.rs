@@ -39,7 +39,7 @@ impl LaneCommand {
 #[derive(Serialize)]
 struct LaneRecord {
     name: String,
-    /// The address of its Redis, without the password.
+    /// The address of its Redis, or of its node of a cluster.
     redis: String,
     prefix: String,
     slot: String,
@@ -86,8 +86,11 @@ impl LaneRecord {
         };
         Ok(Self {
             name: name.to_owned(),
-            redis: net::redis::place(&config.redis),
-            prefix: config.redis.prefix.clone(),
+            redis: match config.redis.cluster.node() {
+                Some(node) => format!("{}:{}", node.0, node.1),
+                None => net::redis::place(&config.redis),
+            },
+            prefix: config.redis.keys_prefix().into_owned(),
             slot: config.replication.slot.clone(),
             tenants,
             epoch,

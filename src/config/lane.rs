@@ -40,7 +40,7 @@ impl std::fmt::Display for LaneName {
 }
 
 /// A lane: where the streams of its tenants are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lane {
     /// 1 to 24 of a-z, 0-9 and _.
@@ -119,6 +119,7 @@ impl Config {
             if !lane.redis_url.expose().is_empty() {
                 config.redis.url = lane.redis_url.clone();
             }
+            config.redis.cluster = self.redis.cluster.apart();
             config.redis.prefix = format!("{}:{{{}}}", self.redis.prefix, lane.name);
             config.replication.slot = lane.slot(self);
             config.lane = LaneName(lane.name.as_str().into());

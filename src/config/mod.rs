@@ -15,6 +15,7 @@ mod audit;
 mod auth;
 mod cache;
 mod certificate;
+pub mod cluster;
 mod enrollment;
 mod environment;
 pub mod group;

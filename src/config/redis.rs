@@ -1,8 +1,12 @@
+use std::borrow::Cow;
+
 use anyhow::{Result, bail};
 
 use super::certificate::CertificateFiles;
+use super::cluster::Cluster;
 use super::secret::Secret;
 use super::section::section;
+use crate::core::lane::MAIN;
 
 section! {
     /// Redis, which stores the streams.
@@ -15,6 +19,8 @@ section! {
         pub cert_file: String = String::new();
         /// File (PEM) with the private key of `cert_file`.
         pub key_file: String = String::new();
+        /// Whether the server of `url` is a node of a Redis Cluster or Valkey Cluster.
+        pub cluster: Cluster = Cluster::default();
         /// First part of every key. Each engine needs its own prefix.
         pub prefix: String = "posduif".into();
         /// Maximum time in seconds to wait for a reply.
@@ -26,6 +32,15 @@ section! {
 }
 
 impl Redis {
+    /// What every key of the lane begins with. In a cluster the main lane needs a hash tag, as the others have it.
+    pub fn keys_prefix(&self) -> Cow<'_, str> {
+        if self.cluster.is_on() && !self.prefix.contains('{') {
+            format!("{}:{{{MAIN}}}", self.prefix).into()
+        } else {
+            self.prefix.as_str().into()
+        }
+    }
+
     /// The files of the client certificate, if any.
     pub fn certificate_files(&self) -> Option<CertificateFiles> {
         (!self.cert_file.is_empty()).then(|| CertificateFiles {

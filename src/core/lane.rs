@@ -1,9 +1,10 @@
 //! Lanes: each has its own Redis, replication slot, checkpoint and epochs, and the streams of its tenants.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::RwLock;
 
 /// The lane that every installation has: `redis.url` and `replication.slot`.
 pub const MAIN: &str = "main";
@@ -18,18 +19,40 @@ pub fn is_valid_name(name: &str) -> bool {
 
 /// The lanes of the tenants that are not in the main one, as Postgres had them last. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct Places(Arc<ArcSwap<HashMap<String, Arc<str>>>>);
+pub struct Places {
+    others: Arc<ArcSwap<HashMap<String, Arc<str>>>>,
+    /// Tenants that were looked for and are in the main one.
+    main: Arc<RwLock<HashSet<String>>>,
+}
 
 impl Places {
     /// The lane of a tenant.
     fn with<T>(&self, tenant: &str, look: impl FnOnce(&str) -> T) -> T {
-        let places = self.0.load();
+        let places = self.others.load();
         look(places.get(tenant).map_or(MAIN, |lane| lane))
+    }
+
+    /// Whether it is known where a tenant is: it may be new.
+    pub fn knows(&self, tenant: &str) -> bool {
+        self.others.load().contains_key(tenant) || self.main.read().contains(tenant)
+    }
+
+    /// Notes where a tenant is.
+    pub fn note(&self, tenant: &str, lane: &str) {
+        if lane == MAIN {
+            self.main.write().insert(tenant.to_owned());
+        } else {
+            self.others.rcu(|places| {
+                let mut places = HashMap::clone(places);
+                places.insert(tenant.to_owned(), lane.into());
+                places
+            });
+        }
     }
 
     /// Replaces all of them. Returns the tenants that were elsewhere before, with the lane that they have left.
     pub fn set(&self, places: HashMap<String, Arc<str>>) -> Vec<(String, Arc<str>)> {
-        let before = self.0.load_full();
+        let before = self.others.load_full();
         if *before == places {
             return Vec::new();
         }
@@ -42,7 +65,7 @@ impl Places {
             .filter(|tenant| lane(&before, tenant) != lane(&places, tenant))
             .map(|tenant| (tenant.clone(), lane(&before, tenant)))
             .collect();
-        self.0.store(Arc::new(places));
+        self.others.store(Arc::new(places));
         moved
     }
 }
@@ -157,8 +180,15 @@ mod tests {
         assert_eq!(lanes.places().set(at("eu")), [("acme".to_owned(), MAIN.into())]);
         assert_eq!((*lanes.of("acme"), names.of("acme").as_str()), (1, "eu"));
         assert_eq!(*lanes.of("other"), 0);
+        assert!(lanes.places().knows("acme") && !lanes.places().knows("other"));
+        lanes.places().note("other", MAIN);
+        assert!(lanes.places().knows("other"));
+        lanes.places().note("new", "eu");
+        assert_eq!(*lanes.of("new"), 1);
+        let left = |tenant: &str| (tenant.to_owned(), Arc::from("eu"));
+        assert_eq!(lanes.places().set(at("eu")), [left("new")]);
         assert_eq!(lanes.places().set(at("eu")), []);
-        assert_eq!(lanes.places().set(HashMap::new()), [("acme".to_owned(), "eu".into())]);
+        assert_eq!(lanes.places().set(HashMap::new()), [left("acme")]);
     }
 
     #[test]

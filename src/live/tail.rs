@@ -22,6 +22,7 @@ use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::time::age_of;
 use crate::live::hub::Hub;
 use crate::net;
+use crate::redis::cluster;
 use crate::redis::store::Store;
 
 /// How long one read waits for entries.
@@ -215,12 +216,13 @@ async fn follow(
     backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, redis::RedisError> {
     let timeout = Duration::from_secs(config.response_timeout_seconds);
+    cluster::locate(config).await?;
     let client = net::redis::client(config)?;
     let settings = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(BLOCK + timeout));
     let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
-    let key = Keys::new(&config.prefix).live(0);
+    let key = Keys::new(&config.keys_prefix()).live(0);
     let options = StreamReadOptions::default()
         .count(COUNT)
         .block(BLOCK.as_millis() as usize);
@@ -255,6 +257,10 @@ async fn follow(
             if received_at.elapsed() > SILENCE {
                 // No engine publishes, or none does so here any more: the address may lead to another server by now.
                 store.renew();
+                if cluster::locate(config).await? {
+                    // The slot has moved to another node of the cluster.
+                    return Err(std::io::Error::other("the lane is at another node").into());
+                }
                 connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
                 received_at = Instant::now();
             }

@@ -8,6 +8,7 @@ use redis::{
 };
 
 use crate::config;
+use crate::config::cluster::Node;
 use crate::net::tls::{Connector, Roots, Trust};
 use crate::net::{Address, BoxStream};
 
@@ -21,7 +22,22 @@ pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
     let info = config.url.expose().into_connection_info()?;
     // An ACL that lists the commands of the engine refuses that of the name, and notes each refusal.
     let settings = info.redis_settings().clone().set_skip_set_lib_name();
-    let info = info.set_redis_settings(settings);
+    let mut info = info.set_redis_settings(settings);
+    if let Some(node) = config.cluster.node() {
+        let (host, port) = Node::clone(&node);
+        let address = match info.addr().clone() {
+            ConnectionAddr::TcpTls {
+                insecure, tls_params, ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure,
+                tls_params,
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        info = info.set_addr(address);
+    }
     if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
         return Client::open(info);
     }
@@ -48,8 +64,22 @@ pub fn place(config: &config::Redis) -> String {
     info.map_or_else(|_| "no address".to_owned(), |info| info.addr().to_string())
 }
 
-/// Opens a byte stream for a connection outside of the `redis` crate; returns the parameters of the login, too.
-pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(BoxStream, RedisConnectionInfo)> {
+/// The host in `redis.url`, if it has one.
+pub fn host(config: &config::Redis) -> Option<String> {
+    let info = config.url.expose().into_connection_info().ok()?;
+    match info.addr() {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => Some(host.clone()),
+        _ => None,
+    }
+}
+
+/// Opens a byte stream for a connection outside of the `redis` crate, to this node or to the server of `redis.url`; returns the
+/// parameters of the login, too.
+pub async fn open(
+    config: &config::Redis,
+    node: Option<&Node>,
+    timeout: Duration,
+) -> anyhow::Result<(BoxStream, RedisConnectionInfo)> {
     use anyhow::Context;
 
     let info = config
@@ -57,8 +87,12 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(
         .expose()
         .into_connection_info()
         .context("key `redis.url` is not a Redis URL")?;
+    let at = |host: &String, port: u16| node.cloned().unwrap_or_else(|| (host.clone(), port));
     let (address, connector) = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => (Address::Tcp(host.clone(), *port), None),
+        ConnectionAddr::Tcp(host, port) => {
+            let (host, port) = at(host, *port);
+            (Address::Tcp(host, port), None)
+        }
         ConnectionAddr::Unix(path) => (Address::Unix(path.clone()), None),
         ConnectionAddr::TcpTls {
             host, port, insecure, ..
@@ -74,7 +108,8 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(
             };
             let connector = Connector::new(&trust, config.certificate_files().as_ref(), None)
                 .context("TLS to Redis (keys `redis.ca_file`, `redis.cert_file`, `redis.key_file`)")?;
-            (Address::Tcp(host.clone(), *port), Some((connector, host)))
+            let (host, port) = at(host, *port);
+            (Address::Tcp(host.clone(), port), Some((connector, host)))
         }
         other => anyhow::bail!("key `redis.url`: {other} is not supported"),
     };
@@ -82,7 +117,7 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(
     let stream: BoxStream = match connector {
         None => stream,
         Some((connector, host)) => {
-            let handshake = tokio::time::timeout(timeout, connector.connect(host, stream));
+            let handshake = tokio::time::timeout(timeout, connector.connect(&host, stream));
             match handshake.await {
                 Ok(stream) => Box::new(stream.context("Redis")?),
                 Err(_) => anyhow::bail!(

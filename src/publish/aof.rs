@@ -50,7 +50,7 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
     };
     let timeout = Duration::from_secs(config.response_timeout_seconds);
     let settings = AsyncConnectionConfig::new().set_response_timeout(Some(timeout));
-    let key = Keys::new(&config.prefix).aof();
+    let key = Keys::new(&config.keys_prefix()).aof();
     let replicas_min = config.replicas_min;
     let (mut has_refused, mut has_refused_replicas, mut hides_policy) = (false, false, false);
     let mut connection = None;

@@ -142,7 +142,7 @@ impl Connection {
             receive_low_water: 1,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.keys_prefix()),
             term,
             writer: term.to_string(),
             lane: 0,

@@ -7,16 +7,25 @@ use anyhow::{Context as _, Result};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::cluster;
 use crate::config;
+use crate::config::cluster::Node;
 use crate::core::resp::{self, Extent, Reader, RespError};
 use crate::net::{self, BoxStream};
 
-/// Connects and logs in as `redis.url` says.
+/// Connects and logs in as `redis.url` says; in a cluster, to the node that has the lane.
 ///
 /// # Errors
 /// The text names the key to check when Redis refuses the login.
 pub async fn open(config: &config::Redis, timeout: Duration) -> Result<BoxStream> {
-    let (mut stream, login) = net::redis::open(config, timeout).await?;
+    cluster::locate(config).await?;
+    let node = config.cluster.node();
+    open_at(config, node.as_deref(), timeout).await
+}
+
+/// [`open`] to this node, or to the server of `redis.url`.
+pub(super) async fn open_at(config: &config::Redis, node: Option<&Node>, timeout: Duration) -> Result<BoxStream> {
+    let (mut stream, login) = net::redis::open(config, node, timeout).await?;
     if let Some(password) = login.password() {
         let user = login.username().unwrap_or("default");
         let auth: [&[u8]; 3] = [b"AUTH", user.as_bytes(), password.as_bytes()];
@@ -32,14 +41,16 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> Result<BoxStream
     Ok(stream)
 }
 
-async fn request(stream: &mut BoxStream, timeout: Duration, command: &[&[u8]]) -> io::Result<()> {
+/// The reply to one command, which may be an error.
+pub(super) async fn ask(stream: &mut BoxStream, command: &[&[u8]]) -> io::Result<Bytes> {
     let mut buffer = BytesMut::new();
     resp::command(&mut buffer, command);
-    let exchange = async {
-        stream.write_all_buf(&mut buffer).await?;
-        read_replies(stream, &mut buffer, 1).await
-    };
-    let reply = tokio::time::timeout(timeout, exchange)
+    stream.write_all_buf(&mut buffer).await?;
+    read_replies(stream, &mut buffer, 1).await
+}
+
+async fn request(stream: &mut BoxStream, timeout: Duration, command: &[&[u8]]) -> io::Result<()> {
+    let reply = tokio::time::timeout(timeout, ask(stream, command))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     Reader::new(&reply).next_value()?;

@@ -1,5 +1,6 @@
 //! Redis: connections, reading streams, replies that several parts need.
 
+pub mod cluster;
 pub mod connect;
 pub mod entries;
 pub mod error;

@@ -74,6 +74,11 @@ impl Connections {
         let reply = match idle {
             Some(connection) => match self.request_on(connection, commands, replies).await {
                 Err(error) if error.kind() != io::ErrorKind::TimedOut => None,
+                // The slot has moved to another node.
+                Ok(reply) if reply.starts_with(b"-MOVED") => {
+                    self.renew();
+                    None
+                }
                 reply => Some(reply),
             },
             None => None,

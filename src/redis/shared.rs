@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, ServerError, Value};
 
+use super::cluster;
 use crate::config;
 use crate::redis::error::has_code;
 use crate::telemetry::metrics::Operations;
@@ -65,7 +66,9 @@ const RENEWAL: Duration = Duration::from_millis(100);
 pub struct SharedConnection(Arc<Inner>);
 
 struct Inner {
-    client: redis::Client,
+    config: config::Redis,
+    /// Held while the node of a cluster is looked for, so that many requests look once.
+    locating: tokio::sync::Mutex<()>,
     settings: ConnectionManagerConfig,
     current: ArcSwap<Current>,
     operations: Operations,
@@ -92,9 +95,10 @@ impl SharedConnection {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = crate::net::redis::client(config)?;
-        let manager = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
+        let manager = ConnectionManager::new_lazy_with_config(client, settings.clone())?;
         Ok(Self(Arc::new(Inner {
-            client,
+            config: config.clone(),
+            locating: tokio::sync::Mutex::default(),
             settings,
             current: ArcSwap::from_pointee(Current {
                 manager,
@@ -110,7 +114,9 @@ impl SharedConnection {
         if self.0.current.load().since.elapsed() < RENEWAL {
             return;
         }
-        match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
+        let client = crate::net::redis::client(&self.0.config);
+        let opened = client.and_then(|client| ConnectionManager::new_lazy_with_config(client, self.0.settings.clone()));
+        match opened {
             Ok(manager) => self.0.current.store(Arc::new(Current {
                 manager,
                 since: Instant::now(),
@@ -123,6 +129,29 @@ impl SharedConnection {
         self.0.current.load().manager.clone()
     }
 
+    /// Looks for the node of a cluster that has the lane: before the first request, and after one was refused or lost. `since` is
+    /// when that was sent.
+    async fn locate(&self, since: Option<Instant>) -> Result<(), RedisError> {
+        let cluster = &self.0.config.cluster;
+        if !cluster.is_on() || (since.is_none() && cluster.node().is_some()) {
+            return Ok(());
+        }
+        let _locating = self.0.locating.lock().await;
+        // Another request has found it meanwhile.
+        let is_newer = since.is_some_and(|since| self.0.current.load().since > since);
+        if is_newer || (since.is_none() && cluster.node().is_some()) {
+            return Ok(());
+        }
+        cluster::locate(&self.0.config).await?;
+        let client = crate::net::redis::client(&self.0.config)?;
+        let manager = ConnectionManager::new_lazy_with_config(client, self.0.settings.clone())?;
+        self.0.current.store(Arc::new(Current {
+            manager,
+            since: Instant::now(),
+        }));
+        Ok(())
+    }
+
     /// Sends and counts a request, and repeats it when a replica refused to write: nothing was written, and the address may
     /// lead to another server by now.
     async fn send(&self, request: Request<'_>) -> Result<Vec<Value>, RedisError> {
@@ -130,21 +159,29 @@ impl SharedConnection {
         let mut is_repeated = false;
         loop {
             let started = Instant::now();
+            self.locate(None).await?;
             let result = request.send(&mut self.manager()).await;
-            let is_by_replica = |refusal: &ServerError| refusal.code() == READ_ONLY;
-            let (failed, is_by_replica) = match &result {
-                Ok(replies) => (
-                    refusals(replies).next().map(|_| "refused"),
-                    refusals(replies).any(is_by_replica),
-                ),
-                Err(error) => (Some(cause(error)), has_code(error, READ_ONLY)),
+            let has = |code: &str| match &result {
+                Ok(replies) => refusals(replies).any(|refusal| refusal.code() == code),
+                Err(error) => has_code(error, code),
             };
+            let failed = match &result {
+                Ok(replies) => refusals(replies).next().map(|_| "refused"),
+                Err(error) => Some(cause(error)),
+            };
+            // Nothing was done. Of a lost connection, or a slot that is being migrated, the caller must know whether it was.
+            let (is_by_replica, has_moved) = (has(READ_ONLY), has(cluster::MOVED));
             self.0.operations.ended(name, started.elapsed(), failed);
             traces::operation_ended("redis", name, started, failed);
             if is_by_replica || result.as_ref().is_err_and(RedisError::is_timeout) {
                 self.renew();
             }
-            if !is_by_replica || is_repeated {
+            let is_in_doubt = |error: &RedisError| error.is_io_error() || cluster::is_elsewhere(error);
+            if self.0.config.cluster.is_on() && (is_by_replica || has_moved || result.as_ref().is_err_and(is_in_doubt))
+            {
+                self.locate(Some(started)).await.ok();
+            }
+            if !(is_by_replica || has_moved) || is_repeated {
                 return result;
             }
             is_repeated = true;

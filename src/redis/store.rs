@@ -125,7 +125,7 @@ impl Store {
         Ok(Self(Arc::new(Shared {
             connection: SharedConnection::new(config, timeout, operations.clone())?,
             ranges: Connections::new(config, operations.clone()),
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.keys_prefix()),
             groups,
             assumed: Mutex::new(LruCache::new(ASSUMED_MAX)),
             furthest: Mutex::new(StreamId::ZERO),

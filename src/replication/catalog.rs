@@ -99,9 +99,6 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let interval = Duration::from_secs(config.replication.catalog_interval_seconds);
-    if interval.is_zero() {
-        return;
-    }
     let mut watcher = Watcher {
         config,
         publication: &config.replication.publication,

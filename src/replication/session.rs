@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
             origin,
             tenants,
         } = prepared;
-        let keys = Keys::new(&context.config.redis.prefix);
+        let keys = Keys::new(&context.config.redis.keys_prefix());
         let timeline = server.identity.timeline;
         let has_switched = claim
             .checkpoint
@@ -527,7 +527,7 @@ impl<'a> Session<'a> {
         }
         if let Some(cause) = live_failed {
             tracing::error!(cause, "XADD to the live stream failed; recreating it");
-            let key = Keys::new(&self.context.config.redis.prefix).live(0);
+            let key = Keys::new(&self.context.config.redis.keys_prefix()).live(0);
             self.pipeline.batch().other(&[b"DEL", key.as_bytes()]);
         }
         let (published, acknowledged) = (self.progress.published(), self.in_flight.acknowledged);
@@ -628,7 +628,7 @@ impl<'a> Session<'a> {
                 tracing::debug!(?target, "stream missing");
                 continue;
             }
-            let keys = Keys::new(&self.context.config.redis.prefix);
+            let keys = Keys::new(&self.context.config.redis.keys_prefix());
             tracing::warn!(
                 stream = target.key(&keys),
                 reason = "missing",

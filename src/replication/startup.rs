@@ -381,7 +381,7 @@ async fn begin_epoch(
     broken: &Break,
 ) -> Result<Origin> {
     let database = context.database;
-    let keys = Keys::new(&context.config.redis.prefix);
+    let keys = Keys::new(&context.config.redis.keys_prefix());
     let tenants = database
         .query(
             &sql!("replication/tenant_generations"),

@@ -145,6 +145,7 @@ impl World {
 
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
+        posduif::redis::cluster::locate(&self.config.redis).await.unwrap();
         let client = posduif::net::redis::client(&self.config.redis).unwrap();
         // Whole streams are read at once, on a machine that is busy.
         let settings = redis::AsyncConnectionConfig::new()
@@ -168,7 +169,7 @@ impl World {
 
     /// Names of this world's keys.
     pub(crate) fn keys(&self) -> Keys {
-        Keys::new(&self.config.redis.prefix)
+        Keys::new(&self.config.redis.keys_prefix())
     }
 
     /// An engine within the test.

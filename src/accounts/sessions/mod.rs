@@ -46,6 +46,7 @@ use crate::feature::Error;
 use crate::live::tail::DeviceChange;
 use crate::net;
 use crate::postgres::Database;
+use crate::redis::cluster;
 use crate::redis::store::Store;
 
 /// Most stored characters of a client's `User-Agent`.
@@ -580,6 +581,7 @@ impl Sessions {
     }
 
     async fn receive_ends(&self) -> Result<(), Error> {
+        cluster::locate(&self.redis).await?;
         let mut subscription = net::redis::client(&self.redis)?.get_async_pubsub().await?;
         subscription.subscribe(self.store.keys().sessions_ended()).await?;
         // After the subscription, so that no end is missed in between.

@@ -11,6 +11,7 @@ use crate::config;
 use crate::contract::keys::Keys;
 use crate::net;
 use crate::publish::probe::{OnDisk, Probe};
+use crate::redis::cluster;
 use crate::redis::info::Info;
 
 /// The oldest supported version.
@@ -33,6 +34,8 @@ struct Facts {
     settings: Option<HashMap<String, String>>,
     /// How far the server's clock is ahead of ours.
     skew_seconds: f64,
+    /// `redis.cluster`.
+    is_cluster: bool,
     /// `redis.replicas_min`.
     replicas_min: u64,
     /// What the server permits.
@@ -42,6 +45,7 @@ struct Facts {
 impl Facts {
     async fn read(config: &config::Redis) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
+        cluster::locate(config).await?;
         let client = net::redis::client(config).context("key `redis.url`")?;
         let settings = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(timeout))
@@ -61,11 +65,12 @@ impl Facts {
         let there = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap_or_default();
         let skew_seconds = skew(there, began);
         let info = Info::parse(&info);
-        let probe = Probe::run(&mut connection, &Keys::new(&config.prefix), &info).await?;
+        let probe = Probe::run(&mut connection, &Keys::new(&config.keys_prefix()), &info).await?;
         Ok(Self {
             info: info.0,
             settings,
             skew_seconds,
+            is_cluster: config.cluster.is_on(),
             replicas_min: config.replicas_min,
             probe,
         })
@@ -167,18 +172,25 @@ fn version(facts: &Facts) -> Check {
 
 fn server(facts: &Facts) -> Check {
     const NAME: &str = "redis.server";
-    match (facts.info("cluster_enabled"), facts.info("role")) {
-        ("1", _) => Check::fail(
+    let is_cluster = facts.info("cluster_enabled") == "1";
+    match (is_cluster, facts.info("role")) {
+        (true, _) if !facts.is_cluster => Check::fail(
             NAME,
-            "Redis Cluster",
-            "A transaction of the engine spans keys of several slots: name a single server in `redis.url`",
+            "a node of a cluster",
+            "Keys of the engine would be in several slots: set `redis.cluster`, or name a single server in `redis.url`",
+        ),
+        (false, _) if facts.is_cluster => Check::fail(
+            NAME,
+            "no node of a cluster",
+            "`redis.cluster` says that it is one: name a node of the cluster in `redis.url`, or remove the setting",
         ),
         (_, "slave") => Check::fail(
             NAME,
             "a replica",
             "A replica accepts no entries: name the primary in `redis.url`",
         ),
-        _ => Check::ok(NAME, "a single primary"),
+        (true, _) => Check::ok(NAME, "the primary of the lane in a cluster"),
+        (false, _) => Check::ok(NAME, "a single primary"),
     }
 }
 
@@ -389,6 +401,7 @@ mod tests {
                 .collect()
         };
         Facts {
+            is_cluster: false,
             info: of(&[
                 ("redis_version", "7.0.15"),
                 ("config_file", "/etc/redis/redis.conf"),

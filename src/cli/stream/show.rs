@@ -39,7 +39,7 @@ pub(super) enum StreamName {
 impl StreamName {
     /// Parses a name and finds its tenant.
     pub(super) async fn find(context: &Context<'_>, text: &str) -> Result<(Self, Option<Tenant>)> {
-        let prefix = format!("{}:", context.config.redis.prefix);
+        let prefix = format!("{}:", context.config.redis.keys_prefix());
         if text == "live" || text == context.store.keys().live(0) {
             return Ok((Self::Live, None));
         }

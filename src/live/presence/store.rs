@@ -123,7 +123,7 @@ impl PresenceStore {
         Ok(Self {
             connection: SharedConnection::new(settings, TIMEOUT, operations)
                 .context("cannot prepare the Redis connection for presence by `redis.url`")?,
-            keys: Keys::new(&settings.prefix),
+            keys: Keys::new(&settings.keys_prefix()),
             // A missed heartbeat does not make a device offline, and a node that dies is no better than one that leaves.
             held: 2 * Duration::from_secs(config.live.heartbeat_seconds) + grace.max(Duration::from_secs(5)),
             grace,
