@@ -27,6 +27,12 @@ const CONNECTIONS_MAX: usize = 16;
 /// Room for a reply: the size of the connection's last ones, within these bounds. A buffer that grows is copied.
 const ROOM_BYTES: RangeInclusive<usize> = READ_BYTES_MIN..=1024 * 1024;
 
+/// Whether a node of a cluster has refused the commands, the first of which may be `MULTI`, because it does not have the slot.
+fn has_moved(reply: &[u8]) -> bool {
+    let first = reply.strip_prefix(b"+OK\r\n").unwrap_or(reply);
+    first.starts_with(b"-MOVED ")
+}
+
 /// Connections to one Redis that only read.
 pub(crate) struct Connections {
     config: config::Redis,
@@ -75,7 +81,7 @@ impl Connections {
             Some(connection) => match self.request_on(connection, commands, replies).await {
                 Err(error) if error.kind() != io::ErrorKind::TimedOut => None,
                 // The slot has moved to another node.
-                Ok(reply) if reply.starts_with(b"-MOVED") => {
+                Ok(reply) if has_moved(&reply) => {
                     self.renew();
                     None
                 }
