@@ -122,10 +122,12 @@ async fn place_tenants<T>(database: &Database, lanes: &Lanes<T>) -> Result<Vec<(
 /// Looks where the tenants are, until `stop`. The readers of one that was moved connect again.
 async fn follow_moves(diagnostics: Arc<Diagnostics>, stop: CancellationToken) {
     let following = async {
+        let mut logged = String::new();
         loop {
             tokio::time::sleep(PLACES_INTERVAL).await;
             match place_tenants(&diagnostics.database, &diagnostics.lanes).await {
                 Ok(moved) => {
+                    logged.clear();
                     for (tenant, lane) in moved {
                         tracing::info!(tenant, %lane, "tenant has left a lane; its readers connect again");
                         if let Some(lane) = diagnostics.lanes.named(&lane) {
@@ -133,7 +135,13 @@ async fn follow_moves(diagnostics: Arc<Diagnostics>, stop: CancellationToken) {
                         }
                     }
                 }
-                Err(error) => tracing::error!(cause = format!("{error:#}"), "lanes of tenants not known; trying again"),
+                Err(error) => {
+                    let cause = format!("{error:#}");
+                    if cause != logged {
+                        tracing::error!(cause, "lanes of tenants not known; trying again");
+                        logged = cause;
+                    }
+                }
             }
         }
     };

@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use posduif::config::lane::Lane;
 use posduif::config::{Config, Secret};
 use posduif::dev::{PrivatePostgres, PrivateRedis};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::device::Device;
-use self::tenant::{ACME, GLOBEX, Tenant};
+use self::tenant::{ACME, GLOBEX, OTHER_LANE, Tenant};
 use crate::support::http::Api;
 use crate::support::proxy::Proxy;
 use crate::support::random::Random;
@@ -85,12 +86,14 @@ enum Break {
     /// By one tenant, without relief from outside.
     RedisFilled,
     TenantRecreated,
+    /// To the other lane.
+    TenantMoved,
     /// A row of 300 MB that Postgres cannot send. It takes half a minute, and is no part of a short run.
     LargeRowUpdated,
 }
 
 impl Break {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::PartitionCreated,
         Self::PartitionAttached,
         Self::PartitionDetached,
@@ -112,6 +115,7 @@ impl Break {
         Self::EngineKilled,
         Self::RedisFilled,
         Self::TenantRecreated,
+        Self::TenantMoved,
         Self::LargeRowUpdated,
     ];
 }
@@ -173,13 +177,19 @@ impl Run {
             .get(0);
         let local = format!("ALTER DATABASE {name} SET synchronous_commit = local");
         psql.batch_execute(&local).await.unwrap();
+        // On the same server: what strikes it strikes both.
+        world.config.lanes = vec![Lane {
+            name: OTHER_LANE.to_owned(),
+            ..Lane::default()
+        }];
         // A full Redis has room for one when all else is cut.
         world.config.replication.batch_bytes_max = 128 * 1024;
         let to_redis = Proxy::before(&redis.server.url()).await;
         let mut engine_config = world.config.clone();
         engine_config.redis.url = Secret::new(to_redis.url(engine_config.redis.url.expose()));
         let log = std::env::temp_dir().join(format!("posduif-breaks-{seed}-{}.log", std::process::id()));
-        std::fs::write(log.with_extension("yaml"), ROUTES).unwrap();
+        let lanes = format!("lanes: [{{name: {OTHER_LANE}}}]\n");
+        std::fs::write(log.with_extension("yaml"), format!("{ROUTES}\n{lanes}")).unwrap();
         let engine = engine(&world, &engine_config, &log).await;
         world.published().await;
         let acme = Tenant::create(&world, &engine.api(), ACME, NOTES, &[]).await;
@@ -463,6 +473,7 @@ impl Run {
                 // An older copy would have the devices of the former tenant.
                 self.save_postgres().await;
             }
+            Break::TenantMoved => self.move_tenant().await,
             Break::LargeRowUpdated => {
                 for statement in LARGE_ROW {
                     assert!(self.sql(statement).await, "{statement}");
@@ -484,6 +495,7 @@ impl Run {
             keys.changes(ACME),
             keys.shared(ACME),
             keys.of_tenant(GLOBEX),
+            format!("{}:*", self.world.in_lane(OTHER_LANE).config.redis.keys_prefix()),
         ];
         let others = others.map(|key| format!("~{key}")).join(" ");
         let deny = ["ACL", "SETUSER", "default", "-xadd", &format!("(+xadd {others})")];

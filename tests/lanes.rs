@@ -42,13 +42,13 @@ struct Offices {
 
 impl Offices {
     async fn open() -> Self {
-        Self::with(|_| {}).await
+        Self::within(World::new().await, |_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    async fn within(world: World, change: impl FnOnce(&mut Config)) -> Self {
         let redis = servers::redis().await;
         let url = redis.server.url();
-        let office = Office::with(|config| {
+        let office = Office::within(world, |config| {
             config.lanes = vec![lane(&url)];
             change(config);
         })
@@ -398,5 +398,63 @@ async fn operators_list_lanes_and_move_tenants() {
     let lanes = posduif(&["lane", "list", "--json"]).await.json();
     assert!(lanes[1]["problem"].as_str().is_some(), "{lanes}");
     assert_eq!(lanes[1]["tenants"], 0, "{lanes}");
+    offices.close().await;
+}
+
+#[tokio::test]
+async fn table_of_all_tenants_has_rows_for_each_lane() {
+    const NOTES: &str =
+        "CREATE TABLE public.notes (id bigint PRIMARY KEY, org text, user_id uuid, title text NOT NULL)";
+    let world = World::new().await;
+    world.psql().await.batch_execute(NOTES).await.unwrap();
+    let offices = Offices::within(world, |config| {
+        config.routes = serde_json::from_value(json!([
+            {"schema": "public", "table": "notes", "tenant": {"column": "org"}, "to": ["user_id"], "event": "note"},
+        ]))
+        .unwrap();
+    })
+    .await;
+    let Offices { office, dora, .. } = &offices;
+    let joe = office.phone("phone").await;
+    let (joe_id, dora_id) = (office.joe_id, offices.dora_id);
+    let notes = async |phone: &Api, cursor: Option<String>| {
+        let (pages, cursor) = phone.sync(cursor.as_deref()).await;
+        let changes = pages.iter().flat_map(|page| page["changes"].as_array().unwrap());
+        let notes = changes.filter(|change| change["table"] == "notes");
+        let notes =
+            notes.map(|change| format!("{} {}", change["op"].as_str().unwrap(), change["id"].as_str().unwrap()));
+        (notes.collect::<Vec<_>>(), Some(cursor))
+    };
+    let ((_, of_joe), (_, of_dora)) = (notes(&joe, None).await, notes(dora, None).await);
+    office
+        .sql(&format!(
+            "INSERT INTO public.notes VALUES (1, 'acme', '{joe_id}', 'a'), (2, 'globex', '{dora_id}', 'b')"
+        ))
+        .await;
+    let published = async || {
+        office.world.published().await;
+        Offices::eu(&office.world).published().await;
+    };
+    published().await;
+    let ((for_joe, of_joe), (for_dora, of_dora)) = (notes(&joe, of_joe).await, notes(dora, of_dora).await);
+    assert_eq!(
+        (for_joe, for_dora),
+        (vec!["insert 1".to_owned()], vec!["insert 2".to_owned()])
+    );
+    office
+        .sql(&format!(
+            "UPDATE public.notes SET org = 'globex', user_id = '{dora_id}' WHERE id = 1"
+        ))
+        .await;
+    published().await;
+    let ((for_joe, _), (for_dora, _)) = (notes(&joe, of_joe).await, notes(dora, of_dora).await);
+    assert_eq!(
+        (for_joe, for_dora),
+        (vec!["delete 1".to_owned()], vec!["insert 1".to_owned()])
+    );
+    // A row of another lane's tenant is not one of no tenant.
+    let metrics = office.anybody.admin().get("/metrics").await;
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    assert!(metrics.contains("posduif_changes_without_tenant_total 0"), "{metrics}");
     offices.close().await;
 }

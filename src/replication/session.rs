@@ -164,6 +164,7 @@ impl<'a> Session<'a> {
             server,
             origin,
             tenants,
+            elsewhere,
         } = prepared;
         let keys = Keys::new(&context.config.redis.keys_prefix());
         let timeline = server.identity.timeline;
@@ -189,6 +190,7 @@ impl<'a> Session<'a> {
             replay: origin.replay,
             lane: context.config.lane.as_str().into(),
             tenants,
+            elsewhere,
             logical_messages: context.config.outbox.logical_messages,
         };
         let now = Instant::now();

@@ -31,6 +31,7 @@ use crate::core::snapshot::Snapshot;
 use crate::core::tenant::{PAUSED, Tenant};
 use crate::core::time::unix_micros;
 use crate::net;
+use crate::postgres::tenants::Listed;
 use crate::postgres::{self, Database, sql};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection::{self as redis_connection, Claim};
@@ -99,6 +100,8 @@ pub(super) struct Prepared {
     pub(super) server: Server,
     pub(super) origin: Origin,
     pub(super) tenants: HashSet<Arc<str>>,
+    /// Tenants of other lanes.
+    pub(super) elsewhere: HashSet<Arc<str>>,
 }
 
 /// From where a session publishes.
@@ -295,15 +298,18 @@ async fn prepare(
             origin
         }
     };
-    let tenants = postgres::tenants::list_of(context.database, &context.config.lane)
-        .await
-        .context("cannot list the tenants")?;
+    let lane = context.config.lane.as_str();
+    let listed = postgres::tenants::directory(context.database).await;
+    let listed = listed.context("cannot list the tenants")?.into_iter();
+    let (here, elsewhere): (Vec<_>, Vec<_>) = listed.partition(|listed| listed.lane == lane);
+    let here = here.into_iter().filter(Listed::has_schema);
     Ok(Prepared {
         redis,
         claim,
         server,
         origin,
-        tenants: tenants.into_iter().map(|tenant| tenant.name.into()).collect(),
+        tenants: here.map(|listed| listed.tenant.name.into()).collect(),
+        elsewhere: elsewhere.into_iter().map(|listed| listed.tenant.name.into()).collect(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use posduif::accounts::users::UserType;
 use posduif::admin::published;
+use posduif::core::lane::MAIN;
 use posduif::postgres::tenants;
 use posduif::redis::store::Store;
 use serde_json::json;
@@ -21,6 +22,9 @@ pub(super) const ACME: &str = "acme";
 
 /// The tenant that fills Redis, writes large rows, and is dropped.
 pub(super) const GLOBEX: &str = "globex";
+
+/// The lane beside the main one, between which it is moved.
+pub(super) const OTHER_LANE: &str = "eu";
 
 /// How long a drop waits until it is published.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -90,9 +94,10 @@ impl Run {
         };
         let (stop, load) = self.load();
         let database = self.world.database().await;
-        let store = Store::new(&self.world.config.redis).unwrap();
+        let lane = self.world.in_lane(self.lane().await);
+        let store = Store::new(&lane.config.redis).unwrap();
         let dropped = tenants::drop(&database, GLOBEX).await.unwrap().unwrap();
-        let place = (&store, &self.world.config.lane);
+        let place = (&store, &lane.config.lane);
         let removing = published::remove_tenant(&database, place, GLOBEX, dropped, DROP_TIMEOUT, |_| {});
         // The next tenant may come before the keys of the former one are gone.
         let is_at_once = self.random.one_in(2);
@@ -138,6 +143,29 @@ impl Run {
             (device.notes, device.messages) = (former.notes, former.messages);
         }
         self.devices.extend(devices);
+    }
+
+    /// The lane of the tenant. A copy of Postgres that is put in its place may have it in another one.
+    async fn lane(&self) -> &'static str {
+        let query = "SELECT lane = 'main' FROM posduif.tenants WHERE name = 'globex'";
+        match self.world.psql().await.query_one(query, &[]).await.unwrap().get(0) {
+            true => MAIN,
+            false => OTHER_LANE,
+        }
+    }
+
+    /// Moves the tenant to the other lane, while rows of both tenants are written.
+    pub(super) async fn move_tenant(&mut self) {
+        let (stop, load) = self.load();
+        let database = self.world.database().await;
+        let to = match self.lane().await {
+            MAIN => OTHER_LANE,
+            _ => MAIN,
+        };
+        tenants::move_to(&database, GLOBEX, to).await.unwrap().unwrap();
+        self.world.in_lane(to).published().await;
+        stop.cancel();
+        load.await.unwrap();
     }
 
     async fn is_refused<F: Future<Output = hyper::StatusCode>>(&self, what: &str, ask: impl Fn() -> F) {

@@ -52,6 +52,7 @@ impl Pipeline {
                     self.begin_tenant(id, begin, &tenant, generation, is_paused);
                 } else {
                     self.end_tenant(id, begin, &tenant);
+                    self.elsewhere.insert(tenant);
                 }
             }
             Command::SetState { tenant, is_paused } if self.tenants.contains(&tenant) => {
@@ -129,6 +130,7 @@ impl Pipeline {
         self.entries.batch.reset_meta(name, generation, is_paused, change);
         self.entries.batch.reset_notice(id, name, begin.commit_ts);
         // Tables that were described before their tenant existed, or have returned to its schema.
+        self.elsewhere.remove(&tenant);
         self.tenants.insert(tenant);
         let Self {
             tables,
@@ -164,5 +166,6 @@ impl Pipeline {
             .batch
             .tenant_notice(id, name, event::DEVICE_CHANGED, begin.commit_ts);
         self.tenants.remove(&tenant);
+        self.elsewhere.remove(&tenant);
     }
 }

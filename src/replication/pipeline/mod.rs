@@ -183,6 +183,8 @@ pub struct Start {
     pub lane: Arc<str>,
     /// Names of the tenants in the lane; others are created by commands in the log.
     pub tenants: HashSet<Arc<str>>,
+    /// Names of the tenants in other lanes, whose changes are not published here.
+    pub elsewhere: HashSet<Arc<str>>,
     /// Whether logical decoding messages are published as outbox messages.
     pub logical_messages: bool,
 }
@@ -209,6 +211,8 @@ pub struct Pipeline {
     /// The lane of the tenants.
     lane: Arc<str>,
     tenants: HashSet<Arc<str>>,
+    /// Tenants of other lanes.
+    elsewhere: HashSet<Arc<str>>,
     logical_messages: bool,
     entries: Entries,
     /// A written batch, whose memory the next one reuses.
@@ -244,6 +248,7 @@ impl Pipeline {
             received: PgLsn::from(0),
             lane: start.lane,
             tenants: start.tenants,
+            elsewhere: start.elsewhere,
             logical_messages: start.logical_messages,
             spare: None,
             json: Vec::new(),

@@ -70,7 +70,11 @@ impl Pipeline {
             Ok(message) => Some(message.tenant),
             Err(undeliverable) => undeliverable.tenant.as_deref(),
         };
-        if let Some(tenant) = name.and_then(|name| self.tenants.get(name)).cloned() {
+        if name.is_some_and(|name| self.elsewhere.contains(name)) {
+            if id > self.entries.published {
+                self.entries.batch.reach(id, None);
+            }
+        } else if let Some(tenant) = name.and_then(|name| self.tenants.get(name)).cloned() {
             self.publish(id, begin, &tenant, message, content);
         } else if id > self.entries.published {
             self.entries.batch.reach(id, None);

@@ -66,7 +66,8 @@ impl Pipeline {
             return self.lack_tenant(oid, &tenants, at, (QuarantineKind::Table, catalog::OLD_ROW_MISSING));
         }
         let (old, new) = (existing(&before), existing(&after));
-        let is_nameless = after != RowTenant::NoRow && new.is_none();
+        let is_elsewhere = matches!(&after, RowTenant::Named(name) if self.elsewhere.contains(&**name));
+        let is_nameless = after != RowTenant::NoRow && new.is_none() && !is_elsewhere;
         if is_nameless && at.0 > self.entries.published {
             self.counts.without_tenant += 1;
             if self.entries.logged_nameless.insert(oid) {
