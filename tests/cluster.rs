@@ -1,7 +1,5 @@
 //! Redis Cluster: three primaries with a replica each. Lanes follow failovers and slots that are migrated.
 
-use std::collections::BTreeMap;
-
 use posduif::accounts::users::UserType;
 use posduif::config::Secret;
 use posduif::config::lane::Lane;
@@ -12,6 +10,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::support::held::Held;
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::servers::{self, Own};
@@ -248,56 +247,12 @@ impl Offices {
         count
     }
 
-    /// Waits until both phones have what Postgres shows; gives how often each was reset.
+    /// Waits until both phones have what Postgres shows.
     async fn follow(&self, held: &mut [Held; 2]) {
-        for (held, (phone, schema)) in held
-            .iter_mut()
-            .zip([(&self.joe, "tenant_acme"), (&self.dora, "tenant_globex")])
-        {
-            let query = format!("SELECT id::text, content FROM {schema}.messages");
-            let rows = self.office.world.psql().await.query(&query, &[]).await.unwrap();
-            let truth: BTreeMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-            let held = std::cell::RefCell::new(held);
-            let what = format!("the phone of {schema} has what Postgres shows");
-            crate::support::eventually_within(std::time::Duration::from_secs(60), &what, || async {
-                let mut held = held.borrow_mut();
-                held.take(phone).await;
-                (held.messages == truth).then_some(())
-            })
-            .await;
+        let phones = [(&self.joe, "tenant_acme"), (&self.dora, "tenant_globex")];
+        for (held, (phone, schema)) in held.iter_mut().zip(phones) {
+            held.follow(phone, &self.office.world, schema).await;
         }
-    }
-}
-
-/// What a device holds after batches.
-#[derive(Default)]
-struct Held {
-    cursor: Option<String>,
-    messages: BTreeMap<String, String>,
-    resets: usize,
-}
-
-impl Held {
-    async fn take(&mut self, phone: &Api) {
-        let query = self
-            .cursor
-            .as_ref()
-            .map_or(String::new(), |cursor| format!("?cursor={cursor}"));
-        let answer = phone.get(&format!("/api/sync/incoming{query}")).await;
-        if answer.status != 200 {
-            return;
-        }
-        let batch = answer.json();
-        if batch["reset"] == true {
-            self.messages.clear();
-            self.resets += 1;
-        }
-        for row in batch["messages"].as_array().unwrap() {
-            let text = |name: &str| row[name].as_str().unwrap().to_owned();
-            let before = self.messages.insert(text("id"), text("content"));
-            assert!(before.is_none_or(|before| before == text("content")));
-        }
-        self.cursor = batch["cursor"].as_str().map(str::to_owned);
     }
 }
 

@@ -1,7 +1,5 @@
 //! Lanes: a Redis of its own for some tenants, which stops no others when it fails, and moves between them.
 
-use std::collections::BTreeMap;
-
 use posduif::accounts::users::UserType;
 use posduif::config::Config;
 use posduif::config::Secret;
@@ -14,6 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::command::{posduif_in, run};
+use crate::support::held::Held;
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::servers::{self, Own};
@@ -90,53 +89,6 @@ impl Offices {
 
     async fn close(self) {
         self.office.close().await;
-    }
-}
-
-/// What a device holds after batches: the contents of its messages.
-#[derive(Default)]
-struct Held {
-    cursor: Option<String>,
-    messages: BTreeMap<String, String>,
-    resets: usize,
-}
-
-impl Held {
-    /// Takes one batch, if the server gives one.
-    async fn take(&mut self, phone: &Api) -> bool {
-        let query = self
-            .cursor
-            .as_ref()
-            .map_or(String::new(), |cursor| format!("?cursor={cursor}"));
-        let answer = phone.get(&format!("/api/sync/incoming{query}")).await;
-        if answer.status != 200 {
-            return false;
-        }
-        let batch = answer.json();
-        if batch["reset"] == true {
-            self.messages.clear();
-            self.resets += 1;
-        }
-        for row in batch["messages"].as_array().unwrap() {
-            let text = |name: &str| row[name].as_str().unwrap().to_owned();
-            self.messages.insert(text("id"), text("content"));
-        }
-        self.cursor = batch["cursor"].as_str().map(str::to_owned);
-        true
-    }
-
-    /// Takes batches until the device has what Postgres shows.
-    async fn follow(&mut self, phone: &Api, world: &World, schema: &str) {
-        let query = format!("SELECT id::text, content FROM {schema}.messages");
-        let rows = world.psql().await.query(&query, &[]).await.unwrap();
-        let truth: BTreeMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let held = std::cell::RefCell::new(self);
-        eventually("the device has what Postgres shows", || async {
-            let mut held = held.borrow_mut();
-            held.take(phone).await;
-            (held.messages == truth).then_some(())
-        })
-        .await;
     }
 }
 

@@ -168,7 +168,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(command) => command.run(&cli.global).await,
         Command::Doctor(command) => Box::pin(command.run(&cli.global)).await,
-        Command::Status(command) => command.run(&cli.global).await,
+        Command::Status(command) => Box::pin(command.run(&cli.global)).await,
         Command::Migrate(command) => command.run(&cli.global).await,
         Command::Console(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,

@@ -3,6 +3,7 @@
 pub(crate) mod command;
 pub(crate) mod dev;
 pub(crate) mod folder;
+pub(crate) mod held;
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
