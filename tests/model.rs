@@ -14,16 +14,16 @@
 //! change makes it fail; look for more with others. Each story can be replayed:
 //!
 //! ```sh
-//! POSDUIF_MODEL_SEED=$RANDOM POSDUIF_MODEL_CASES=20000 cargo nextest run model
-//! POSDUIF_MODEL_SEED=7 POSDUIF_MODEL_CASE=33 cargo nextest run model
+//! POSDUIF_MODEL_SEED=$RANDOM POSDUIF_MODEL_CASES=20000 cargo nextest run model::
+//! POSDUIF_MODEL_SEED=7 POSDUIF_MODEL_CASE=33 cargo nextest run model::
 //! ```
 //!
 //! `POSDUIF_MODEL_CASES` sets the number of stories of the first two tests together.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,78 +35,25 @@ use posduif::engine::Role;
 use posduif::postgres::{Database, tenants};
 use postgres_types::{PgLsn, ToSql};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config as ProptestConfig, RngAlgorithm, TestRng, TestRunner};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use crate::phone::{Answer, Http, Lost, Message, Network, Phone, Request, State, Trouble};
+use crate::phone::{Message, Phone, State, Trouble};
 use crate::support::folder::Folder;
 use crate::support::http::Api;
+use crate::support::story::{Failure, Pick, Theatre, boxed, numbers, seed, shrunk, stories};
+use crate::support::unreliable::{Address, Fate, Unreliable, fates};
 use crate::support::{RunningEngine, TIMEOUT, World, eventually};
 
 /// Stories of both tests together, unless the environment says otherwise.
 const CASES: usize = 1000;
 
-/// Stories that go on side by side in one test, each in a tenant of its own at a time.
-const WORKERS: usize = 6;
-
-/// Stories after which a worker goes on in a new tenant.
-const TENANT_CASES: usize = 40;
-
 /// Stories in which a seeded fault must be found.
 const FAULT_CASES: usize = 300;
 
-/// Tries to make a failing story smaller.
-const SHRINKS_MAX: usize = 60;
-
 // ------------------------------------------------------------------------------------------------------------- stories
-
-/// What becomes of one request of a phone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// It is answered.
-    Pass,
-    /// It never arrives.
-    LoseRequest,
-    /// It is done, and the answer is lost.
-    LoseAnswer,
-    /// It arrives twice, and the second answer comes back.
-    Twice,
-    /// It is done; it arrives once more when the story says so.
-    Linger,
-    /// The phone dies before sending it.
-    DieBefore,
-    /// The phone dies before it has stored the answer.
-    DieAfter,
-}
-
-/// One of several, whose number is known only when it comes to it.
-#[derive(Clone, Copy)]
-struct Pick(u8);
-
-impl std::fmt::Debug for Pick {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-impl Pick {
-    fn index(self, count: usize) -> usize {
-        usize::from(self.0) % count
-    }
-
-    fn of<T>(self, all: &[T]) -> &T {
-        &all[self.index(all.len())]
-    }
-
-    fn of_mut<T>(self, all: &mut [T]) -> &mut T {
-        let index = self.index(all.len());
-        &mut all[index]
-    }
-}
 
 /// Something that happens. Picks choose among what there is then.
 #[derive(Debug, Clone)]
@@ -275,20 +222,6 @@ enum Op {
     RestartEngine,
 }
 
-fn fates() -> impl Strategy<Value = Vec<Fate>> {
-    use Fate::*;
-    let fate = prop_oneof![
-        6 => Just(Pass),
-        1 => Just(LoseRequest),
-        2 => Just(LoseAnswer),
-        1 => Just(Twice),
-        1 => Just(Linger),
-        1 => Just(DieBefore),
-        1 => Just(DieAfter),
-    ];
-    proptest::collection::vec(fate, 0..5)
-}
-
 fn op() -> impl Strategy<Value = Op> {
     use Op::*;
     let i = || any::<u8>().prop_map(Pick);
@@ -367,15 +300,6 @@ fn story(number: usize) -> impl Strategy<Value = Vec<Op>> {
     })
 }
 
-/// The source of chance for one story.
-fn runner(seed: u64, number: usize) -> TestRunner {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..16].copy_from_slice(&(number as u64).to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    TestRunner::new_with_rng(ProptestConfig::default(), rng)
-}
-
 // --------------------------------------------------------------------------------------------------------- the engine
 
 /// One engine, with what all stories share.
@@ -383,7 +307,7 @@ struct Stage {
     world: World,
     engine: tokio::sync::Mutex<Option<RunningEngine>>,
     /// Where it listens; another port after each start.
-    address: Mutex<String>,
+    address: Address,
     /// What shook everybody, so far and just now.
     shocks: AtomicU64,
     psql: tokio_postgres::Client,
@@ -455,7 +379,7 @@ impl Stage {
         .await
         .unwrap();
         Arc::new(Self {
-            address: Mutex::new(engine.api().address().to_owned()),
+            address: Arc::new(Mutex::new(engine.api().address().to_owned())),
             engine: tokio::sync::Mutex::new(Some(engine)),
             shocks: AtomicU64::new(0),
             redis: world.redis().await,
@@ -553,7 +477,7 @@ impl Stage {
     }
 
     /// A tenant for stories one after the other, with bob at the web.
-    async fn tenant(&self) -> Tenant {
+    async fn new_tenant(&self) -> Tenant {
         let name = format!("m{}", self.tenants.fetch_add(1, Ordering::Relaxed));
         tenants::create(
             &self.database,
@@ -624,101 +548,6 @@ struct Tenant {
 }
 
 // ------------------------------------------------------------------------------------------------------------ one story
-
-/// What lies between a phone and the engine: it does with each request what the story says.
-struct Unreliable {
-    stage: Arc<Stage>,
-    http: Mutex<(String, Http)>,
-    fates: Mutex<VecDeque<Fate>>,
-    /// Requests that arrive once more, much later.
-    lingering: Mutex<VecDeque<Request>>,
-    has_died: AtomicBool,
-    /// The phone went back to an older copy, so that it may use numbers twice.
-    was_restored: AtomicBool,
-    /// The first result of each item.
-    results: Mutex<HashMap<String, Value>>,
-    violations: Mutex<Vec<String>>,
-}
-
-impl Unreliable {
-    fn http(&self) -> Http {
-        let address = self.stage.address.lock().unwrap().clone();
-        let mut http = self.http.lock().unwrap();
-        if http.0 != address {
-            *http = (address.clone(), Http::new(&format!("http://{address}")));
-        }
-        http.1.clone()
-    }
-
-    /// Sends a request. The response to an upload must give each item its first result, however often it comes.
-    async fn send(&self, request: Request) -> Result<Answer, Lost> {
-        let body = request.body.clone().filter(|_| request.path == "/api/sync/outgoing");
-        let answer = self.http().exchange(request).await?;
-        let Some(items) = body.as_ref().and_then(|body| body["items"].as_array()) else {
-            return Ok(answer);
-        };
-        let mut violations = self.violations.lock().unwrap();
-        let code = answer.body["error"]["code"].as_str().unwrap_or_default();
-        if matches!(code, "DEVICE_RESTORED" | "SEQUENCE_GAP") && !self.was_restored.load(Ordering::Relaxed) {
-            violations.push(format!("a phone that was never restored got {code}"));
-        }
-        let mut results = self.results.lock().unwrap();
-        for (item, result) in items
-            .iter()
-            .zip(answer.body["results"].as_array().into_iter().flatten())
-        {
-            if result["status"] == "retry" {
-                continue;
-            }
-            let mut outline = result.clone();
-            // They are about the row as it is now.
-            let now = ["server", "overtaken"].map(|name| outline.as_object_mut().unwrap().remove(name));
-            if now[1].is_some() && !results.contains_key(&item.to_string()) {
-                violations.push(format!("{item} came for the first time, and was answered {result}"));
-            }
-            let first = results.entry(item.to_string()).or_insert_with(|| outline.clone());
-            if *first != outline {
-                violations.push(format!("{item} was answered {first}, and then {outline}"));
-            }
-        }
-        Ok(answer)
-    }
-}
-
-impl Network for Unreliable {
-    async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
-        let lost = |what: &str| Err(Lost(what.to_owned()));
-        if self.has_died.load(Ordering::Relaxed) {
-            return lost("the phone is dead");
-        }
-        let fate = self.fates.lock().unwrap().pop_front().unwrap_or(Fate::Pass);
-        match fate {
-            Fate::Pass => self.send(request).await,
-            Fate::LoseRequest => lost("the story lost the request"),
-            Fate::LoseAnswer => {
-                let _lost = self.send(request).await;
-                lost("the story lost the answer")
-            }
-            Fate::Twice => {
-                let _first = self.send(request.clone()).await;
-                self.send(request).await
-            }
-            Fate::Linger => {
-                self.lingering.lock().unwrap().push_back(request.clone());
-                self.send(request).await
-            }
-            Fate::DieBefore => {
-                self.has_died.store(true, Ordering::Relaxed);
-                lost("the phone died")
-            }
-            Fate::DieAfter => {
-                let _lost = self.send(request).await;
-                self.has_died.store(true, Ordering::Relaxed);
-                lost("the phone died")
-            }
-        }
-    }
-}
 
 /// What a user did at a phone: the operation, the row, and its text, which is like no other.
 type Deed = (String, String, Option<String>);
@@ -917,21 +746,11 @@ impl<'a> Case<'a> {
         };
         for owner in [1, 1, 1, 2, 2] {
             let file = stage.folder.path().join(format!("{}.sqlite", Uuid::new_v4().simple()));
-            let address = stage.address.lock().unwrap().clone();
             case.devices.push(Device {
                 phone: Device::open(&file),
                 file,
                 user: case.users[owner],
-                network: Unreliable {
-                    stage: stage.clone(),
-                    http: Mutex::new((address.clone(), Http::new(&format!("http://{address}")))),
-                    fates: Mutex::default(),
-                    lingering: Mutex::default(),
-                    has_died: AtomicBool::new(false),
-                    was_restored: AtomicBool::new(false),
-                    results: Mutex::default(),
-                    violations: Mutex::default(),
-                },
+                network: Unreliable::new(stage.address.clone(), None),
                 has_copy: false,
                 restores: 0,
                 deeds: BTreeMap::new(),
@@ -1901,7 +1720,7 @@ impl Fault {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn model_finds_each_seeded_fault() {
-    let seed = from_environment("POSDUIF_MODEL_SEED").unwrap_or(7);
+    let seed = seed();
     let mut missed = Vec::new();
     for fault in FAULTS {
         let began = Instant::now();
@@ -1945,74 +1764,42 @@ fn check<T: PartialEq + std::fmt::Debug>(
     Err(text)
 }
 
-async fn play(stage: &Arc<Stage>, tenant: &Tenant, ops: &[Op]) -> Result<(), String> {
-    let mut case = Case::new(stage, tenant).await?;
-    for op in ops {
-        case.happen(op).await.map_err(|error| format!("{op:?}: {error}"))?;
-        stage.tally("steps");
+impl Theatre for Arc<Stage> {
+    type Tenant = Tenant;
+    type Op = Op;
+
+    const FILTER: &str = "model::";
+
+    fn story(number: usize) -> BoxedStrategy<Vec<Op>> {
+        boxed(story(number))
     }
-    case.end().await?;
-    case.clean_up().await
-}
 
-// -------------------------------------------------------------------------------------------------------------- the runs
+    async fn tenant(&self) -> Tenant {
+        self.new_tenant().await
+    }
 
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is {text}, which is no number")),
-    )
-}
+    async fn leave(&self, tenant: Tenant) {
+        tenants::drop(&self.database, &tenant.name).await.unwrap();
+    }
 
-/// A failing story, and why it fails.
-struct Failure {
-    number: usize,
-    reason: String,
-}
-
-/// Plays stories side by side until one fails.
-async fn stories(stage: &Arc<Stage>, seed: u64, numbers: VecDeque<usize>) -> Option<Failure> {
-    let workers = WORKERS.min(numbers.len());
-    let numbers = Mutex::new(numbers);
-    let failure: Mutex<Option<Failure>> = Mutex::default();
-    // Not tasks of their own: a phone's file belongs to one thread.
-    let workers = (0..workers).map(async |_| {
-        let mut tenant = stage.tenant().await;
-        let mut played = 0;
-        loop {
-            let next = numbers.lock().unwrap().pop_front();
-            let Some(number) = next.filter(|_| failure.lock().unwrap().is_none()) else {
-                return;
-            };
-            if played == TENANT_CASES {
-                tenants::drop(&stage.database, &tenant.name).await.unwrap();
-                tenant = stage.tenant().await;
-                played = 0;
-            }
-            played += 1;
-            let ops = story(number).new_tree(&mut runner(seed, number)).unwrap().current();
-            if let Err(reason) = play(stage, &tenant, &ops).await {
-                failure.lock().unwrap().get_or_insert(Failure { number, reason });
-            }
+    async fn play(&self, tenant: &Tenant, ops: &[Op]) -> Result<(), String> {
+        let mut case = Case::new(self, tenant).await?;
+        for op in ops {
+            case.happen(op).await.map_err(|error| format!("{op:?}: {error}"))?;
+            self.tally("steps");
         }
-    });
-    futures_util::future::join_all(workers).await;
-    failure.into_inner().unwrap()
+        case.end().await?;
+        case.clean_up().await
+    }
 }
 
 async fn run(name: &str, strategy: ConflictStrategy, parity: usize) {
-    let seed = from_environment("POSDUIF_MODEL_SEED").unwrap_or(7);
-    let cases = from_environment("POSDUIF_MODEL_CASES").map_or(CASES, |cases| cases as usize);
-    let numbers: VecDeque<usize> = match from_environment("POSDUIF_MODEL_CASE") {
-        Some(number) => VecDeque::from([number as usize]),
-        None => (0..cases.max(2)).filter(|number| number % 2 == parity).collect(),
-    };
+    let (seed, numbers) = (seed(), numbers(CASES, parity, 2));
     let (count, began) = (numbers.len(), Instant::now());
     println!("{name}: {count} stories of the seed {seed}");
     let stage = Stage::new(strategy, None).await;
-    if let Some(Failure { number, reason }) = stories(&stage, seed, numbers).await {
-        panic!("{}", shrunk(&stage, seed, number, &reason).await);
+    if let Some(failure) = stories(&stage, seed, numbers).await {
+        panic!("{}", shrunk(&stage, seed, failure).await);
     }
     let took = began.elapsed();
     println!(
@@ -2022,41 +1809,6 @@ async fn run(name: &str, strategy: ConflictStrategy, parity: usize) {
     );
     let engine = stage.engine.lock().await.take().unwrap();
     engine.stop().await;
-}
-
-/// Tells a failing story again and again with less in it, alone, and describes the least that still fails.
-async fn shrunk(stage: &Arc<Stage>, seed: u64, number: usize, reason: &str) -> String {
-    let mut tree = story(number).new_tree(&mut runner(seed, number)).unwrap();
-    let mut least = (tree.current(), reason.to_owned());
-    let mut is_repeatable = false;
-    for _ in 0..SHRINKS_MAX {
-        let ops = tree.current();
-        let tenant = stage.tenant().await;
-        let moved = match play(stage, &tenant, &ops).await {
-            Err(reason) => {
-                is_repeatable = true;
-                least = (ops, reason);
-                tree.simplify()
-            }
-            Ok(()) => tree.complicate(),
-        };
-        if !moved {
-            break;
-        }
-    }
-    let mut text = format!("story {number} of the seed {seed}: {}\n", least.1);
-    if !is_repeatable {
-        text.push_str("It passed when replayed alone, so this is the whole of it:\n");
-    }
-    for op in &least.0 {
-        writeln!(text, "  {op:?}").unwrap();
-    }
-    write!(
-        text,
-        "again: POSDUIF_MODEL_SEED={seed} POSDUIF_MODEL_CASE={number} cargo nextest run model"
-    )
-    .unwrap();
-    text
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,8 @@ pub(crate) mod slow;
 pub(crate) mod socket;
 pub(crate) mod spec;
 pub(crate) mod stage;
+pub(crate) mod story;
+pub(crate) mod unreliable;
 
 use std::collections::HashMap;
 use std::future::Future;
