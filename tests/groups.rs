@@ -268,6 +268,29 @@ async fn members_receive_rows_from_join_to_leave() {
 }
 
 #[tokio::test]
+async fn row_that_left_a_group_before_the_join_is_not_sent() {
+    let office = office().await;
+    let mut joe = Device::of(&office, "joes", office.joe_id).await;
+    join(&office, 1, office.joe_id).await;
+    write(&office, "INSERT INTO tasks VALUES (1, 1, NULL, 'ours')").await;
+    office.world.published().await;
+    joe.sync().await;
+    // The task is in list 2 for a while, of which joe becomes a member later.
+    write(&office, "UPDATE tasks SET list_id = 2, title = 'theirs' WHERE id = 1").await;
+    write(&office, "UPDATE tasks SET list_id = 3 WHERE id = 1").await;
+    join(&office, 2, office.joe_id).await;
+    office.world.published().await;
+    let (pages, _) = joe.api.sync(joe.cursor.as_deref()).await;
+    let changes = pages.iter().flat_map(|page| page["changes"].as_array().unwrap());
+    let tasks: Vec<_> = changes
+        .filter(|change| change["table"] == "tasks")
+        .map(|change| (change["op"].clone(), change["row"].clone()))
+        .collect();
+    assert_eq!(tasks, [(json!("delete"), Value::Null)]);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn one_commit_adds_one_entry_however_many_members_there_are() {
     let office = office().await;
     let mut joe = Device::of(&office, "joes", office.joe_id).await;

@@ -45,8 +45,10 @@ pub(super) fn merge(
         return Read::Broken(view);
     }
     for entry in &mut entries {
-        // What one audience does not see any more, the user may see by another.
-        if entry.op == Operation::Delete && entry.via.as_ref().is_some_and(|via| is_seen(via, user, &members)) {
+        // What one audience does not see any more, the user may see by another, but not by a group that the user joined later:
+        // the row may have left that group before, and was not the user's to read then.
+        let is_seen = |via: &Text| is_seen(via, user, &members, entry.id);
+        if entry.op == Operation::Delete && entry.via.as_ref().is_some_and(is_seen) {
             entry.op = Operation::Update;
         }
     }
@@ -70,13 +72,17 @@ pub(super) fn merge(
     })
 }
 
-/// Whether a user is among audiences, which are a JSON array of texts.
-fn is_seen(via: &Text, user: Uuid, members: &Members) -> bool {
+/// Whether a user was among audiences, which are a JSON array of texts, at the time of an entry.
+fn is_seen(via: &Text, user: Uuid, members: &Members, at: StreamId) -> bool {
     let audiences: Vec<String> = serde_json::from_slice(via.as_bytes()).unwrap_or_default();
     audiences.iter().any(|audience| {
         *audience == Audience::Tenant.to_string()
             || *audience == Audience::User(user).to_string()
-            || audience.parse().is_ok_and(|group| members.groups.contains_key(&group))
+            || audience
+                .parse()
+                .ok()
+                .and_then(|group| members.groups.get(&group))
+                .is_some_and(|joined| *joined <= at)
     })
 }
 
@@ -95,7 +101,8 @@ mod tests {
         }
     }
 
-    /// Number, operation and memberships of each entry, for a member of list 1; `None` if continuity has ended.
+    /// Number, operation and memberships of each entry, for a member of list 1, and from entry 5 on of list 2; `None` if continuity
+    /// has ended.
     fn merged(ranges: Vec<Vec<Entry>>, count: usize) -> Option<Vec<(u64, &'static str, String)>> {
         merged_behind(ranges, count, None)
     }
@@ -116,7 +123,8 @@ mod tests {
     }
 
     fn slice_behind(ranges: Vec<Vec<Entry>>, count: usize, resets_covered: Option<u64>) -> Option<Slice> {
-        let groups = [("list:1".parse().expect("a group"), StreamId::ZERO)];
+        let joined = |group: &str, seq| (group.parse().expect("a group"), StreamId { ms: 1, seq });
+        let groups = [joined("list:1", 0), joined("list:2", 5)];
         let members = Members {
             groups: groups.into(),
             ..Members::default()
@@ -179,7 +187,7 @@ mod tests {
             entry(1, Delete, &["list:1"]),
             entry(2, Delete, &[&own]),
             entry(3, Delete, &["tenant"]),
-            entry(4, Delete, &["list:2"]),
+            entry(4, Delete, &["list:3"]),
             entry(5, Delete, &[]),
         ];
         let expected = [
@@ -196,6 +204,15 @@ mod tests {
             vec![entry(1, Insert, &["list:1"]), entry(2, Insert, &[])],
         );
         assert_eq!(merged(vec![inbox, group], 100), plain(&[(1, "update"), (2, "insert")]));
+    }
+
+    #[test]
+    fn deletion_before_the_reader_joined_the_other_group_stays_one() {
+        let moved = |seq| entry(seq, Operation::Delete, &["list:2"]);
+        assert_eq!(
+            merged(vec![vec![moved(1), moved(4), moved(5), moved(6)]], 100),
+            plain(&[(1, "delete"), (4, "delete"), (5, "update"), (6, "update")])
+        );
     }
 
     #[test]
