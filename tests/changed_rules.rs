@@ -122,6 +122,28 @@ async fn rule_that_is_new_wider_narrower_or_gone_counts_for_rows_of_before() {
 }
 
 #[tokio::test]
+async fn rows_that_end_while_their_rule_goes_leave_the_devices() {
+    let (mut office, mut joes, mut sallys) = office(json!([owners()])).await;
+    joes.sync().await;
+    sallys.sync().await;
+    assert_eq!((joes.titles(), sallys.titles()), (vec!["one", "two"], vec![]));
+    // No engine reads this by the former rule, and the table has no rows when the rule goes.
+    routes(json!([]))(&mut office.world.config);
+    office.engine = {
+        let (world, engine) = (&office.world, office.engine);
+        engine.stop().await;
+        let psql = world.psql().await;
+        psql.batch_execute("TRUNCATE tenant_acme.notes").await.unwrap();
+        world.engine(Role::All).await
+    };
+    office.world.published().await;
+    joes.api = joes.api.at(&office.engine.api());
+    joes.sync().await;
+    assert_eq!((joes.titles(), joes.resets), (vec![], 2));
+    office.close().await;
+}
+
+#[tokio::test]
 async fn unchanged_rules_and_tables_without_rows_lead_to_no_snapshot() {
     let (mut office, mut joes, mut sallys) = office(json!([owners()])).await;
     office

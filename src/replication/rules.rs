@@ -2,7 +2,8 @@
 //!
 //! Rows that a new rule shows, or that a former one showed, are in no stream: devices that took their snapshot before would hold
 //! other rows than Postgres shows to them. So the engine that holds the slot records by which rules it routes, and where they
-//! differ from the recorded ones, it resyncs the tenants that have rows of the table in one transaction with the new record.
+//! differ from the recorded ones, it resyncs the tenants that have rows of the table in one transaction with the new record; and
+//! those that may have had some by a former rule: their end may be in a part of the log that nobody reads by that rule any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,8 +49,16 @@ pub(super) async fn examine(config: &Config, database: &Database, report: &Repor
     if !changed.is_empty() {
         let names: Vec<String> = if changed.iter().all(|(schema, _)| schema.is_empty()) {
             let tables: Vec<&str> = changed.iter().map(|(_, table)| *table).collect();
+            let had_rules = |table: &&str| {
+                let of_tenants = recorded.as_ref().and_then(|recorded| recorded.get(""));
+                of_tenants.is_some_and(|recorded| recorded.contains_key(*table))
+            };
+            let former: Vec<&str> = tables.iter().copied().filter(had_rules).collect();
             let rows = transaction
-                .query_typed(&sql!("replication/rules_tenants"), &[(&tables, Type::TEXT_ARRAY)])
+                .query_typed(
+                    &sql!("replication/rules_tenants"),
+                    &[(&tables, Type::TEXT_ARRAY), (&former, Type::TEXT_ARRAY)],
+                )
                 .await?;
             rows.iter().map(|row| row.try_get("name")).collect::<Result<_, _>>()?
         } else {
