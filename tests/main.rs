@@ -33,6 +33,7 @@ mod failover;
 mod faults;
 mod freshness;
 mod group_messages;
+mod group_model;
 mod group_pushes;
 mod groups;
 mod handoff;

@@ -14,7 +14,7 @@ const WORKERS: usize = 6;
 const TENANT_CASES: usize = 40;
 
 /// Tries to make a failing story smaller.
-const SHRINKS_MAX: usize = 60;
+const SHRINKS_MAX: usize = 200;
 
 /// The seed, unless the environment says otherwise.
 const SEED: u64 = 7;
