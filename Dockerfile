@@ -34,7 +34,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src examples/phone_driver tests benches/live benches/hostile sql \
     && echo 'fn main() {}' | tee src/main.rs tests/main.rs examples/phone.rs examples/phone_driver/main.rs \
-        benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs benches/hostile/main.rs >/dev/null \
+        benches/replication.rs benches/lanes.rs benches/sync.rs benches/api.rs benches/live/main.rs benches/hostile/main.rs >/dev/null \
     && echo 'fn main() {}' > build.rs \
     && touch src/lib.rs \
     && cargo build --profile dist --no-default-features --locked --bin posduif \
@@ -51,7 +51,7 @@ COPY src src
 # The commit for `posduif --version`: the build context has no repository.
 ARG POSDUIF_COMMIT=
 RUN mkdir -p tests benches/live benches/hostile examples/phone_driver \
-    && touch tests/main.rs examples/phone.rs examples/phone_driver/main.rs benches/replication.rs benches/sync.rs \
+    && touch tests/main.rs examples/phone.rs examples/phone_driver/main.rs benches/replication.rs benches/lanes.rs benches/sync.rs \
         benches/api.rs benches/live/main.rs benches/hostile/main.rs \
     && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --features web --locked --bin posduif
 

@@ -4,6 +4,7 @@ use posduif::config::Config;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::http::Api;
 use crate::support::office::Office;
 
@@ -76,13 +77,24 @@ async fn office(rules: Value) -> (Office, Device, Device) {
     (office, joes, sallys)
 }
 
+/// Waits until an engine that has just started has published what it asked for when it took the slot over.
+async fn published(office: &Office) {
+    let admin = office.engine.api().admin();
+    eventually("the engine streams", || async {
+        let ready = admin.get("/ready").await.json();
+        (ready["checks"]["replication"]["state"] == "streaming").then_some(())
+    })
+    .await;
+    office.world.published().await;
+}
+
 /// Restarts the engine with other rules, and syncs the devices.
 async fn restart(office: &mut Office, rules: Value, devices: [&mut Device; 2]) {
     routes(rules)(&mut office.world.config);
     let engine = office.world.engine(Role::All).await;
     let former = std::mem::replace(&mut office.engine, engine);
     former.stop().await;
-    office.world.published().await;
+    published(office).await;
     for device in devices {
         device.api = device.api.at(&office.engine.api());
         device.sync().await;
@@ -136,7 +148,7 @@ async fn rows_that_end_while_their_rule_goes_leave_the_devices() {
         psql.batch_execute("TRUNCATE tenant_acme.notes").await.unwrap();
         world.engine(Role::All).await
     };
-    office.world.published().await;
+    published(&office).await;
     joes.api = joes.api.at(&office.engine.api());
     joes.sync().await;
     assert_eq!((joes.titles(), joes.resets), (vec![], 2));
