@@ -22,7 +22,9 @@ fuzz_target!(|bytes: &[u8]| {
         position: StreamId::ZERO,
         seen: StreamId::ZERO,
         replay: Replay::free(),
+        lane: "main".into(),
         tenants: ["acme".into(), "demo".into()].into(),
+        elsewhere: ["globex".into()].into(),
         logical_messages: true,
     };
     let rule = Rule {
