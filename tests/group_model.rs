@@ -5,7 +5,7 @@
 //! - every phone's SQLite must equal a query on Postgres, its groups included,
 //! - no phone was sent a row, by a batch or a result, that its user did not see at some time behind what it had before,
 //!   and no page an event about a row that its user never saw,
-//! - nobody has written what only members may write,
+//! - only members have written what only members may write,
 //! - everything that a user did has one outcome, was written as often as the outcome says, and is not lost without one,
 //! - marks only moved forward.
 //!

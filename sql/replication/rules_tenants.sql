@@ -1,6 +1,6 @@
 -- The tenants whose devices may hold other rows of one of these tables of their schemas than the rules show now. $1 text[]:
 -- tables; $2 text[]: those of them that had rules before. Of these devices may hold rows that are gone: the end of the table or
--- of all its rows may be in a part of the log that nobody reads by the former rules any more.
+-- of all its rows may be in a part of the log that no engine reads by the former rules.
 SELECT tenant.name
 FROM posduif.tenants tenant
 WHERE EXISTS (

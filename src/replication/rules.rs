@@ -3,7 +3,7 @@
 //! Rows that a new rule shows, or that a former one showed, are in no stream: devices that took their snapshot before would hold
 //! other rows than Postgres shows to them. So the engine that holds the slot records by which rules it routes, and where they
 //! differ from the recorded ones, it resyncs the tenants that have rows of the table in one transaction with the new record; and
-//! those that may have had some by a former rule: their end may be in a part of the log that nobody reads by that rule any more.
+//! those that may have had some by a former rule: their end may be in a part of the log that no engine reads by that rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -198,7 +198,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Statements of somebody's at `psql`, in one transaction.
+    /// Statements of another client, `psql`, in one transaction.
     async fn batch(&self, statements: &str) -> Result<(), String> {
         loop {
             match self.stage.psql.batch_execute(statements).await {

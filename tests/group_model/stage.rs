@@ -30,7 +30,7 @@ pub(super) mod rules {
     pub(in super::super) const HELPERS: u8 = 2;
     /// The assignee of a task does not see it.
     pub(in super::super) const NO_ASSIGNEES: u8 = 4;
-    /// Nobody sees a task only because it is for all.
+    /// No user sees a task only because it is for all.
     pub(in super::super) const NONE_FOR_ALL: u8 = 8;
 }
 
@@ -185,7 +185,7 @@ impl Stage {
         *self.tallies.lock().unwrap().entry(what.to_owned()).or_default() += 1;
     }
 
-    /// A text that nobody has written before.
+    /// A text that was not written before.
     pub(super) fn text(&self) -> String {
         format!("text {}", self.texts.fetch_add(1, Ordering::Relaxed))
     }

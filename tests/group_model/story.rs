@@ -40,7 +40,7 @@ pub(super) struct Place {
     pub(super) user: Pick,
 }
 
-/// Something that somebody does at `psql`.
+/// Something that another client does, `psql`.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Join {
