@@ -214,19 +214,13 @@ async fn moved_tenant_loses_nothing_and_its_devices_reset_once() {
     let joe = office.phone("phone").await;
     let (mut of_joe, mut of_dora) = (Held::default(), Held::default());
     for (tenant, to) in [("globex", "main"), ("globex", EU), ("acme", EU), ("acme", "main")] {
-        let (phone, held, schema) = match tenant {
-            "acme" => (&joe, &mut of_joe, "tenant_acme"),
-            _ => (dora, &mut of_dora, "tenant_globex"),
+        let (phone, path, held, schema) = match tenant {
+            "acme" => (&joe, "/sse/mobile/phone", &mut of_joe, "tenant_acme"),
+            _ => (dora, "/sse/mobile/dora-1", &mut of_dora, "tenant_globex"),
         };
         held.follow(phone, world, schema).await;
         let resets = held.resets;
-        let mut events = phone
-            .events(if tenant == "acme" {
-                "/sse/mobile/phone"
-            } else {
-                "/sse/mobile/dora-1"
-            })
-            .await;
+        let mut events = phone.events(path).await;
         let writing = async {
             for n in 0..30 {
                 match tenant {
@@ -243,13 +237,7 @@ async fn moved_tenant_loses_nothing_and_its_devices_reset_once() {
         let _rest = events.rest().await;
         held.follow(phone, world, schema).await;
         assert_eq!(held.resets, resets + 1, "{tenant} to {to}");
-        let mut events = phone
-            .events(if tenant == "acme" {
-                "/sse/mobile/phone"
-            } else {
-                "/sse/mobile/dora-1"
-            })
-            .await;
+        let mut events = phone.events(path).await;
         match tenant {
             "acme" => drop(office.send("live").await),
             _ => offices.send_to_dora("live").await,

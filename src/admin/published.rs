@@ -59,8 +59,9 @@ pub async fn wait(
     }
 }
 
-/// Waits until the drop of a tenant, or its move to another lane, is published in the lane of `config`, then removes every key of
-/// the tenant there, as long as there is no tenant of that name in it again. Returns their number, which `progress` receives as it grows.
+/// Waits until the drop of a tenant, or its move to another lane, is published in the lane that it has left, then removes every
+/// key of the tenant there, as long as there is no tenant of that name in it again. Returns their number, which `progress`
+/// receives as it grows.
 ///
 /// # Errors
 /// [`Error::NotPublished`] when publishing makes no progress for `timeout`.

@@ -142,7 +142,7 @@ impl StatusReport {
             Err(error) => Err(error),
         };
         if let Ok(redis) = &mut redis {
-            for (lane, config) in config.of_lanes().iter().skip(1) {
+            for (lane, config) in config.of_lanes().others() {
                 if let Ok(store) = connect_redis(config).await {
                     redis.lengths.extend(read_lengths(&store, names(lane)).await);
                 }

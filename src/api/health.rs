@@ -109,7 +109,7 @@ pub async fn ready_in_full(diagnostics: Arc<Diagnostics>, _request: Request) -> 
     }
     // Of lanes beside the main one: a problem concerns the tenants of one only, so the process stays ready.
     let mut lanes = Map::new();
-    for (name, lane) in diagnostics.lanes.iter().skip(1) {
+    for (name, lane) in diagnostics.lanes.others() {
         let replication = lane.replication.as_ref().map(replication);
         let freshness = freshness_of(&diagnostics, lane);
         let problem = replication

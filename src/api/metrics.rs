@@ -136,7 +136,7 @@ fn lane_gauges(now: &mut Registry, lanes: &Lanes<Lane>) {
     type OfLanes = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
     let (streaming, stopped, lag, retained, age) = <(OfLanes, OfLanes, OfLanes, OfLanes, OfLanes)>::default();
     let (mut has_replicator, mut has_age) = (false, false);
-    for (name, lane) in lanes.iter().skip(1) {
+    for (name, lane) in lanes.others() {
         let label = || vec![("lane", name.to_owned())];
         if let Some(known) = lane.hub.freshness().borrow().age() {
             age.get_or_create(&label()).set(known.as_secs_f64());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::environment::read_secret;
+use super::replication::check_name;
 use super::secret::Secret;
 use super::section::within;
 use crate::core::lane::{Lanes, MAIN, is_valid_name};
@@ -74,10 +75,7 @@ pub(super) fn check_all(config: &Config) -> Result<()> {
             bail!("keys `lanes[{place}].redis_url` and `lanes[{place}].redis_url_file`: set one of them");
         }
         let slot = lane.slot(config);
-        let is_allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
-        if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(is_allowed) {
-            bail!("key `lanes[{place}].slot` is {slot:?}: allowed are 1 to 63 of a-z, 0-9 and _");
-        }
+        check_name(&format!("lanes[{place}].slot"), &slot)?;
         if slots.contains(&slot) {
             bail!("key `lanes[{place}].slot` is {slot:?}, the slot of another lane: each needs its own");
         }

@@ -31,14 +31,17 @@ section! {
 
 impl Replication {
     pub(super) fn check(&self) -> Result<()> {
-        // Postgres allows these in slot names (chapter 27.2.6); publications use the same, so that no identifier needs
-        // quotes.
-        let is_allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
-        for (key, name) in [("slot", &self.slot), ("publication", &self.publication)] {
-            if name.is_empty() || name.len() > 63 || !name.bytes().all(is_allowed) {
-                bail!("key `replication.{key}` is \"{name}\": allowed are 1 to 63 of a-z, 0-9 and _");
-            }
-        }
-        Ok(())
+        check_name("replication.slot", &self.slot)?;
+        check_name("replication.publication", &self.publication)
     }
+}
+
+/// Checks the name of a slot or publication. Postgres allows these in slot names (chapter 27.2.6); publications use the same, so
+/// that no identifier needs quotes.
+pub(super) fn check_name(key: &str, name: &str) -> Result<()> {
+    let is_allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(is_allowed) {
+        bail!("key `{key}` is \"{name}\": allowed are 1 to 63 of a-z, 0-9 and _");
+    }
+    Ok(())
 }

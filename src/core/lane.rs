@@ -6,15 +6,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 
+use super::tenant;
+
 /// The lane that every installation has: `redis.url` and `replication.slot`.
 pub const MAIN: &str = "main";
 
 /// Whether a text can name a lane: a letter, then up to 23 of a-z, 0-9 and _.
 pub fn is_valid_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    matches!(bytes.next(), Some(b'a'..=b'z'))
-        && name.len() <= 24
-        && bytes.all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+    tenant::is_word(name, 24)
 }
 
 /// The lanes of the tenants that are not in the main one, as Postgres had them last. Cloning shares it.
@@ -131,8 +130,12 @@ impl<T> Lanes<T> {
 
     /// All lanes by name, the main one first.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
-        let others = self.others.iter().map(|(name, value)| (&**name, value));
-        std::iter::once((MAIN, &self.main)).chain(others)
+        std::iter::once((MAIN, &self.main)).chain(self.others())
+    }
+
+    /// The lanes beside the main one, by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &T)> {
+        self.others.iter().map(|(name, value)| (&**name, value))
     }
 
     /// The same lanes with other values.

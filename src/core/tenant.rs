@@ -35,9 +35,14 @@ impl Tenant {
 
 /// Whether a text can name a tenant: a letter, then up to 47 of a-z, 0-9 and _.
 pub fn is_valid_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
+    is_word(name, 48)
+}
+
+/// Whether a text is a letter and behind it a-z, 0-9 and _, up to this length.
+pub(super) fn is_word(text: &str, length_max: usize) -> bool {
+    let mut bytes = text.bytes();
     matches!(bytes.next(), Some(b'a'..=b'z'))
-        && name.len() <= 48
+        && text.len() <= length_max
         && bytes.all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
